@@ -1,0 +1,1 @@
+"""How often each folder is picked in an epoch."""

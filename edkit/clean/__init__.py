@@ -1,0 +1,1 @@
+"""Find what is broken, doubled or unwanted, and set it aside."""

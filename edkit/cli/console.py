@@ -1,0 +1,213 @@
+"""What every command shares: the options, the progress bars, the summary, and how a failure is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from edkit.data.errors import EdkitError
+from edkit.data.progress import SILENT, Advance, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+FOUND = 3  # exit status: done, and it found what it looks for
+INTERRUPTED = 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the summary.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show every change, make none.")]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", help="Keep edkit's state here, not in .edkit/ of the data root.")
+]
+Open = Annotated[bool, typer.Option("--open", help="Show the page it wrote.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice (-1 draws one and records it).")]
+
+
+class Session:
+    """One command's ear and mouth: `progress` goes into the wing, `done` prints what came out."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.progress: Progress = SILENT if quiet or as_json else _Bars()
+
+    def done(self, result: Any, *lines: str) -> None:
+        """Print the result: as JSON (the dataclass's fields), or as the given summary lines."""
+        if self.as_json:
+            typer.echo(json.dumps(plain(result), ensure_ascii=False, allow_nan=False))
+        elif not self.quiet:
+            for line in lines:
+                typer.echo(line)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
+        """Print a table on stdout; columns of numbers stand right. Nothing with --json or --quiet."""
+        if self.as_json or self.quiet or not rows:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        # rich keeps a title in its cell markup; file names and captions must come out as they are
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
+        for i, name in enumerate(columns):
+            numeric = all(isinstance(row[i], int | float) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(number(cell)) for cell in row))
+        stdout().print(table)
+
+
+@contextmanager
+def session(*, as_json: bool = False, quiet: bool = False) -> Iterator[Session]:
+    """Open the progress display for the length of one command."""
+    ui = Session(as_json=as_json, quiet=quiet)
+    try:
+        yield ui
+    finally:
+        if isinstance(ui.progress, _Bars):
+            ui.progress.close()
+
+
+class _Bars:
+    """Progress bars on stderr, with a rate and an ETA; only news lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._rich: RichProgress | None = None
+        self._console: Console | None = None
+
+    def _open(self) -> RichProgress:
+        if self._rich is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._console = Console(stderr=True, highlight=False)
+            self._rich = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}", markup=False),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+                console=self._console,
+                transient=True,
+                disable=not self._console.is_terminal,
+            )
+            self._rich.start()
+        return self._rich
+
+    @contextmanager
+    def task(self, what: str, total: int | None = None, unit: str = "images") -> Iterator[Advance]:
+        rich = self._open()
+        task = rich.add_task(what, total=total, rate="", note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            speed = rich.tasks[rich.task_ids.index(task)].speed
+            rate = f"{speed:,.1f} {unit}/s" if speed else ""
+            rich.update(task, advance=n, rate=rate, **({"note": note} if note else {}))
+
+        try:
+            yield advance
+        finally:
+            rich.remove_task(task)
+
+    def say(self, line: str) -> None:
+        self._open().console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+
+def stdout() -> Console:
+    """Rich's console on stdout, as wide as the terminal (80 columns where there is none)."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def open_page(path: Path) -> None:
+    """Show a page in the user's browser."""
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON types: dataclasses become objects, paths text, tuples lists, odd floats null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def number(value: object) -> str:
+    """A table cell: integers with thousands separators, floats to three places."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: `12.3 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def run(app: Callable[..., Any]) -> NoReturn:
+    """Call the app and leave with its exit status; no expected failure shows a traceback."""
+    # a cp1252 console (Windows) must not kill a command over one character of a caption
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except EdkitError as error:
+        _tell(str(error))
+        status = error.exit_status
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on from here")
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our stdout left (`edkit plan | head`); point it away so that the exit flush is silent
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _tell(f"{error.filename or 'disk'}: the disk is full; nothing half-written was kept (free some room, run again)")
+        else:
+            _tell(f"{error.filename or 'system'}: {error.strerror or error}")
+        status = 1
+    sys.exit(status)
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(line: str) -> None:
+    typer.echo(f"edkit: {line}", err=True)

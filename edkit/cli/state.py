@@ -1,0 +1,8 @@
+"""The command line of edkit: state."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer()
+PANEL = "Look back"

@@ -1,0 +1,1 @@
+"""From tables and archives to ground-truth images on disk."""

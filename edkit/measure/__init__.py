@@ -1,0 +1,1 @@
+"""One decode of an image gives its Facts."""

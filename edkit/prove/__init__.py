@@ -1,0 +1,1 @@
+"""What a tuned model learned and what it kept."""
