@@ -1,0 +1,20 @@
+"""What all tests share: where the real photos lie, and pictures drawn on the spot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photos beside the checkout (EDKIT_SHARED_DATA elsewhere); skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("EDKIT_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real photos at {folder} (set EDKIT_SHARED_DATA)")
+    return folder
