@@ -1,0 +1,450 @@
+"""The one way edkit opens an image: safely, upright, in RGB; and the crop a training step sees.
+
+A *source* is a path or the file's bytes. Nothing here trusts a file: its ending, its header, its length and
+its pixel count are checked before they are believed, and every failure is one `BadInput` line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from edkit.data.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"}
+    | {".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".gif"}
+)
+"""File endings (lower case, with the dot) that count as images."""
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""More pixels than this (2 GiB / 12 bytes: Pillow's own hard limit) are a decompression bomb, not a photo."""
+
+_SUFFIX_FOR = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+    "TIFF": ".tif",
+    "GIF": ".gif",
+}
+_ORIENTATION_TAG = 0x0112
+
+Source = Path | str | bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a file's header says of its image; width and height in pixels, as seen upright."""
+
+    format: str  # Pillow's name: "JPEG", "PNG", "WEBP", ...
+    width: int
+    height: int
+    orientation: int  # EXIF orientation 1..8; 1 is upright
+    mode: str  # Pillow's mode as stored: "RGB", "CMYK", "P", "I;16", ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """How an upright image becomes a bucket: scaled to `scaled_*`, then cut out at (left, top).
+
+    All in pixels. `flip` mirrors the result left to right.
+    """
+
+    width: int
+    height: int
+    scaled_width: int
+    scaled_height: int
+    left: int
+    top: int
+    flip: bool = False
+
+
+def is_image(path: Path | str) -> bool:
+    """Whether the file's ending names an image format edkit reads."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - fast on plain strings
+
+
+def suffix_for(format: str) -> str:
+    """The file ending for a format as `Header.format` names it: "JPEG" -> ".jpg".
+
+    Raises BadInput for a format edkit doesn't read.
+    """
+    try:
+        return _SUFFIX_FOR[format.upper()]
+    except KeyError:
+        raise BadInput(f"{format} is no image format edkit writes a name for") from None
+
+
+def probe(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """What the header says, without decoding a pixel.
+
+    Raises BadInput in one line: unreadable, not an image, too many pixels.
+    """
+    with _opened(source, max_pixels) as (im, file):
+        return _header(im, file)
+
+
+def open_image(
+    source: Source,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    at_least: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """The whole image in 8-bit sRGB, upright, its transparent parts over `background`.
+
+    `at_least` (width, height of the upright result) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size,
+    as long as neither side falls below it. Of an animation the first frame is taken. Raises BadInput where
+    the file can't be decoded to its end.
+    """
+    with _opened(source, max_pixels) as (im, file):
+        orientation = _header(im, file).orientation
+        if at_least is not None and im.format in ("JPEG", "MPO"):
+            im.draft(None, at_least[::-1] if orientation >= 5 else at_least)
+        im.load()
+        # Pillow turns TIFFs itself while it loads them
+        if im.format != "TIFF":
+            im = _upright(im, orientation)
+        return _flatten(_srgb(im), background)
+
+
+def verify(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """Decode to the last row and return the header; BadInput where anything is missing.
+
+    Pillow fills what a cut JPEG, PNG, WEBP or GIF lacks when only the end mark or the last blocks are gone.
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    where = None if isinstance(source, bytes) else os.fspath(source)
+    with _opened(data, max_pixels, where=where) as (im, file):
+        header = _header(im, file)
+        im.load()
+        missing = _missing_end(data, header.format, im)
+        if missing:
+            raise BadInput(missing, where=where, mend=_MEND_BROKEN)
+        return header
+
+
+def load_crop(
+    source: Source,
+    crop: Crop,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """The RGB image, `crop.width` x `crop.height`, that a training step sees; the same on every call."""
+    from PIL import Image
+
+    # twice the wanted size: the JPEG's own downscaling stays well below what Lanczos then takes away
+    at_least = (2 * crop.scaled_width, 2 * crop.scaled_height)
+    im = open_image(source, max_pixels=max_pixels, at_least=at_least, background=background)
+    sx, sy = im.width / crop.scaled_width, im.height / crop.scaled_height
+    box = (crop.left * sx, crop.top * sy, (crop.left + crop.width) * sx, (crop.top + crop.height) * sy)
+    box = (box[0], box[1], min(box[2], im.width), min(box[3], im.height))
+    out = im.resize((crop.width, crop.height), Image.Resampling.LANCZOS, box=box)
+    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else out
+
+
+# ---- opening
+
+_MEND_BROKEN = "fetch or export it again, or remove it"
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats this machine's Pillow opens (HEIC through pillow-heif); the safe ones only."""
+    import warnings
+
+    from PIL import Image
+
+    Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    # `max_pixels` judges pixel counts, and does so in one line
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    known = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "AVIF", "HEIF", "TIFF", "GIF")
+    return tuple(name for name in known if name in Image.OPEN)
+
+
+def _broken() -> tuple[type[BaseException], ...]:
+    """What Pillow's decoders raise on bytes that aren't what they claim to be."""
+    from PIL import Image
+
+    return (
+        *(
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            struct.error,
+            zlib.error,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ),
+        *(ArithmeticError, RuntimeError, MemoryError, Image.DecompressionBombError),
+    )
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadInput(_reason(error), where=os.fspath(path)) from error
+
+
+@contextmanager
+def _opened(
+    source: Source, max_pixels: int, *, where: str | None = None
+) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Pillow's lazily opened image and the file below it; whatever goes wrong inside becomes BadInput."""
+    from PIL import Image, UnidentifiedImageError
+
+    file: BinaryIO
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+    else:
+        where = os.fspath(source)
+        try:
+            file = Path(source).open("rb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise BadInput(_reason(error), where=where) from error
+    with file:
+        if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = max_pixels  # only ever raised, and only because the user asked for it
+        try:
+            with Image.open(file, formats=_formats()) as im:
+                if im.width * im.height > max_pixels:
+                    raise BadInput(
+                        f"{im.width} x {im.height} is more than {max_pixels:,} pixels",
+                        where=where,
+                        mend="raise --max-pixels if it is no decompression bomb",
+                    )
+                if im.width < 1 or im.height < 1:
+                    raise BadInput("the image is empty", where=where, mend=_MEND_BROKEN)
+                yield im, file
+        except UnidentifiedImageError as error:
+            raise BadInput(_why_unidentified(file), where=where, mend=_MEND_BROKEN) from error
+        except Image.DecompressionBombError as error:
+            raise BadInput(
+                f"more than {max_pixels:,} pixels",
+                where=where,
+                mend="it looks like a decompression bomb: remove it",
+            ) from error
+        except _broken() as error:
+            raise BadInput(f"can't be decoded: {_reason(error)}", where=where, mend=_MEND_BROKEN) from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _why_unidentified(file: BinaryIO) -> str:
+    file.seek(0)
+    start = file.read(512)
+    if not start:
+        return "the file is empty"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page or an SVG, not an image"
+    return "not an image, or damaged at its start"
+
+
+def _header(im: Image.Image, file: BinaryIO) -> Header:
+    orientation = _orientation(im, file)
+    width, height = im.size
+    # Pillow gives a TIFF's size upright already
+    if orientation >= 5 and im.format != "TIFF":
+        width, height = height, width
+    return Header(
+        format="JPEG" if im.format == "MPO" else "BMP" if im.format == "DIB" else str(im.format),
+        width=width,
+        height=height,
+        orientation=orientation,
+        mode=im.mode,
+    )
+
+
+def _orientation(im: Image.Image, file: BinaryIO) -> int:
+    """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (as viewers do)."""
+    from PIL import Image
+
+    try:
+        if im.format == "PNG" and "exif" not in im.info:
+            # Pillow would decode the whole image to look for a block behind the pixels
+            block = _png_chunk(file, b"eXIf")
+            if block is None and not im.info.keys() & {"XML:com.adobe.xmp", "Raw profile type exif"}:
+                return 1
+            if block is not None:
+                im.info["exif"] = b"Exif\0\0" + block
+            value = Image.Image.getexif(im).get(_ORIENTATION_TAG, 1)
+        else:
+            value = im.getexif().get(_ORIENTATION_TAG, 1)
+    except _broken():
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
+    """The content of a PNG's first chunk of that name, found by hopping from chunk to chunk."""
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == name:
+                return file.read(min(length, 1 << 20))
+            if head[4:] == b"IEND":
+                return None
+            file.seek(length + 4, os.SEEK_CUR)
+        return None
+    finally:
+        file.seek(position)
+
+
+# ---- pixels
+
+
+def _upright(im: Image.Image, orientation: int) -> Image.Image:
+    from PIL import Image
+
+    turn = Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    return im.transpose(turns[orientation]) if orientation in turns else im
+
+
+def _srgb(im: Image.Image) -> Image.Image:
+    """8 bits a channel, in sRGB: mode "L", "LA", "RGB" or "RGBA" (or what `convert` makes "RGB" of)."""
+    if im.mode.startswith(("I", "F")):
+        return _eight_bit(im)
+    if im.mode == "P" or im.mode == "PA":
+        im = im.convert("RGBA" if "transparency" in im.info or im.mode == "PA" else "RGB")
+    elif "transparency" in im.info and im.mode in ("1", "L", "RGB"):
+        im = im.convert("RGBA")
+    profile = im.info.get("icc_profile")
+    if not profile or im.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return im
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return im
+        mode = "RGBA" if im.mode == "RGBA" else "RGB"
+        out = ImageCms.profileToProfile(im, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return im  # a damaged profile, or one for another kind of pixels: viewers ignore it too
+    return im if out is None else out
+
+
+def _eight_bit(im: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, as 8-bit grey, without the clipping `convert` would do."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(im).astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    if im.mode == "F":
+        full = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else top
+    else:
+        full = (
+            65535.0
+            if im.mode.startswith("I;16") or 255.0 < top <= 65535.0
+            else 255.0
+            if top <= 255.0
+            else top
+        )
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8), mode=None)
+
+
+def _flatten(im: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    from PIL import Image
+
+    if im.mode in ("RGBA", "LA", "La", "RGBa"):
+        im = im.convert("RGBA")
+        under = Image.new("RGBA", im.size, (*background, 255))
+        return Image.alpha_composite(under, im).convert("RGB")
+    # a copy: the opened file must not close it under the caller
+    return im.convert("RGB") if im.mode != "RGB" else im.copy()
+
+
+# ---- truncation
+
+
+def _missing_end(data: bytes, format: str, im: Image.Image) -> str | None:
+    """What a decoded file lacks at its end, or None."""
+    if format == "JPEG":
+        return _missing_jpeg_end(data, im)
+    if format == "PNG" and b"IEND" not in data[-4096:] and b"IEND" not in data:
+        return "truncated: the PNG's end mark is missing"
+    if format == "GIF" and data.rstrip(b"\0")[-1:] != b";":
+        return "truncated: the GIF's end mark is missing"
+    if format in ("WEBP",) and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return "truncated: the file is shorter than its header says"
+    return None
+
+
+def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
+    """What a JPEG lacks: its end mark, or image data before it (libjpeg fills both silently with grey)."""
+    position = 2
+    while True:  # marker by marker, over the entropy-coded data of each scan
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 1 >= len(data):
+            return "truncated: the JPEG's end mark is missing"
+        marker = data[position + 1]
+        if marker == 0xD9:
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            position += 1 if marker == 0xFF else 2
+            continue
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    corner = im.crop(
+        (im.width - 1 - (im.width - 1) % 8, im.height - 1 - (im.height - 1) % 8, im.width, im.height)
+    )
+    # what libjpeg makes up is one flat grey; only then is the second look worth its time
+    if not all(low == high for low, high in _extrema(corner)):
+        return None
+    # more data before the end mark changes nothing in a whole image, and is drawn in a cut one
+    again = data[:position] + b"\x2a\x55\x91\x5b\x36\xc9\x6d\x24" * 512 + data[position:]
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(again), formats=_formats()) as other:
+            other.load()
+            if other.tobytes() == im.tobytes():
+                return None
+    except _broken():
+        pass
+    return "truncated: image data is missing before the JPEG's end"
+
+
+def _extrema(im: Image.Image) -> list[tuple[float, float]]:
+    low_high = im.getextrema()
+    pairs = low_high if isinstance(low_high[0], tuple) else (low_high,)
+    return [(float(low), float(high)) for low, high in pairs]
