@@ -1,0 +1,538 @@
+"""The one door to edkit's databases: content ids, facts, small caches and the ledger of a data root.
+
+The state folder holds `edkit.db` (ledger and journal: what can't be made again; every commit waits for the
+disk), `facts.db` (what costs only time to make again), `cache/`, `trash/` and `lock`. All paths in the interface
+are absolute; the databases hold them relative to the folder the state belongs to.
+"""
+
+# ruff: noqa: PTH - text paths: Path objects cost more than the work in loops over a million files
+from __future__ import annotations
+
+import errno
+import getpass
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from edkit.data.atomic import sha256_of
+from edkit.data.database import close_database, open_database, told, transaction
+from edkit.data.errors import NoSpace, StateError
+from edkit.data.lock import Lock
+from edkit.data.places import Places, state_dir_for
+from edkit.data.progress import SILENT, Progress
+
+__all__ = ["Catalog", "LedgerRow", "Unreadable", "state_dir_for"]
+
+FactValue = int | float | str | bytes | None
+"""What a fact can be: ints of 64 bits with sign; anything larger goes as bytes or text."""
+
+_T = TypeVar("_T")
+_ASK = 500  # names or ids asked for in one SQL statement
+_SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
+
+_EDKIT_VERSION = 1
+_EDKIT_SCHEMA = """
+CREATE TABLE ledger (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, outcome TEXT NOT NULL, url TEXT,
+    final_url TEXT, http_status INTEGER, reason TEXT, sha256 TEXT, num_bytes INTEGER, width INTEGER,
+    height INTEGER, caption TEXT, licence TEXT, author TEXT, source TEXT, row INTEGER, path, query TEXT, extra TEXT
+);
+CREATE INDEX ledger_url ON ledger (url);
+CREATE INDEX ledger_sha256 ON ledger (sha256) WHERE sha256 IS NOT NULL;
+CREATE INDEX ledger_path ON ledger (path) WHERE path IS NOT NULL;
+CREATE INDEX ledger_query ON ledger (query, outcome);
+CREATE TABLE operation (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, who TEXT NOT NULL, pid INTEGER NOT NULL,
+    verb TEXT NOT NULL, command TEXT NOT NULL, kind TEXT NOT NULL, token TEXT NOT NULL,
+    phase INTEGER NOT NULL, undoes INTEGER, undone_by INTEGER
+);
+CREATE INDEX operation_unfinished ON operation (phase) WHERE phase < 4;
+CREATE TABLE change (
+    operation INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, label TEXT NOT NULL, src, dst,
+    hop INTEGER NOT NULL, reason TEXT NOT NULL, facts TEXT, size INTEGER, mtime_ns INTEGER, sha256 TEXT,
+    before_size INTEGER, before_mtime_ns INTEGER, before_sha256 TEXT,
+    step INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '', undone INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (operation, seq)
+) WITHOUT ROWID;
+CREATE INDEX change_src ON change (src) WHERE src IS NOT NULL;
+CREATE INDEX change_dst ON change (dst) WHERE dst IS NOT NULL;
+CREATE INDEX change_sha256 ON change (sha256) WHERE sha256 IS NOT NULL;
+CREATE INDEX change_before ON change (before_sha256) WHERE before_sha256 IS NOT NULL;
+CREATE TABLE staged (operation INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (operation, seq))
+"""
+
+_FACTS_VERSION = 1
+_FACTS_SCHEMA = """
+CREATE TABLE seen (path PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 BLOB NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE cached (path, kind TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, value,
+    PRIMARY KEY (path, kind)) WITHOUT ROWID;
+CREATE TABLE content (id INTEGER PRIMARY KEY, key NOT NULL UNIQUE);
+CREATE TABLE name (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE fact (content INTEGER NOT NULL, name INTEGER NOT NULL, value, PRIMARY KEY (content, name))
+"""
+
+
+class Unreadable(str):
+    """Stands where a content id would: why the file could not be read."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """What became of one candidate: where it came from, how the fetch ended, and the file that holds it."""
+
+    outcome: str  # "ok", or a stable word for what went wrong
+    url: str | None = None
+    final_url: str | None = None  # after redirects
+    time: float | None = None  # seconds since 1970; None: now
+    http_status: int | None = None
+    reason: str | None = None
+    sha256: str | None = None
+    num_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    caption: str | None = None
+    licence: str | None = None
+    author: str | None = None
+    source: str | None = None  # the table it was found in
+    row: int | None = None
+    path: Path | None = None  # as it was when it was fetched; `why` follows later renames
+    query: str | None = None  # id of the search it was found by
+    extra: Mapping[str, object] | None = None  # anything else, as JSON
+    who: str | None = None  # None: this user on this machine
+
+
+_LEDGER_COLUMNS = tuple(field.name for field in fields(LedgerRow))
+
+
+class Catalog:
+    """A data root's databases, open for reading or (one process at a time) for writing. A context manager.
+
+    Opened for reading, it creates nothing; facts and cache entries put into it live as long as it does.
+    Methods may be called from any thread.
+    """
+
+    def __init__(
+        self, root: Path, state_dir: Path, *, write: bool, command: str = "", progress: Progress = SILENT
+    ) -> None:
+        self.root, self.state_dir, self.writable, self.command = root, state_dir, write, command
+        self.cache_dir, self.trash_dir = state_dir / "cache", state_dir / "trash"
+        self.places = Places(state_dir)
+        self.who = _who()
+        self.guard = threading.RLock()
+        self._lock: Lock | None = None
+        # a reader's own findings, gone when it closes
+        self._facts: dict[tuple[str, str], FactValue] = {}
+        self._seen: dict[Path, tuple[int, int, str]] = {}
+        self._cached: dict[tuple[str, Path], tuple[int, int, object]] = {}
+        if write:
+            _make(state_dir)
+            self._lock = Lock(state_dir / "lock", command=command)
+        try:
+            self.db = open_database(
+                state_dir / "edkit.db",
+                schema=_EDKIT_SCHEMA,
+                version=_EDKIT_VERSION,
+                write=write,
+                durable=True,
+                say=progress.say,
+            )
+            try:
+                self._facts_db = open_database(
+                    state_dir / "facts.db",
+                    schema=_FACTS_SCHEMA,
+                    version=_FACTS_VERSION,
+                    write=write,
+                    durable=False,
+                    say=lambda line: None,
+                )
+            except BaseException:
+                self.db.close()
+                raise
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    @staticmethod
+    def open(
+        root: Path,
+        *,
+        state_dir: Path | None = None,
+        write: bool = True,
+        command: str = "",
+        progress: Progress = SILENT,
+    ) -> Catalog:
+        """Open the catalog of a data root (a folder or a manifest).
+
+        `write` takes the lock and finishes what a killed process left half done. Raises StateError where
+        another process writes, where the state is damaged or newer than this edkit.
+        """
+        found = state_dir_for(root, state_dir)
+        return Catalog(Path(root).absolute(), found, write=write, command=command, progress=progress)
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the databases and let go of the lock."""
+        try:
+            close_database(self._facts_db, write=self.writable)
+            close_database(self.db, write=self.writable)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    # ------------------------------------------------------------------ contents
+
+    def content_ids(self, paths: Iterable[Path], *, progress: Progress = SILENT) -> dict[Path, str]:
+        """The SHA-256 (hex) of every file; an `Unreadable` with the reason for those that can't be read.
+
+        A file whose size and modification time are known is not read again.
+        """
+        found: dict[Path, str] = {}
+        missing: list[tuple[Path, int, int]] = []
+        for path, size, mtime_ns, known in self._look_up(paths, found):
+            if known is not None:
+                found[path] = known
+            else:
+                missing.append((path, size, mtime_ns))
+        if missing:
+            fresh: list[tuple[Path, int, int, str]] = []
+            with (
+                progress.task("hashing", total=len(missing), unit="files") as advance,
+                ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            ):
+                for part in _batches(missing, 2048):
+                    for (path, size, mtime_ns), sha256 in zip(part, pool.map(_hash, part), strict=True):
+                        found[path] = sha256
+                        if not isinstance(sha256, Unreadable):
+                            fresh.append((path, size, mtime_ns, sha256))
+                        advance(1)
+                    self.put_seen(fresh)
+                    fresh.clear()
+        return found
+
+    def _look_up(
+        self, paths: Iterable[Path], found: dict[Path, str]
+    ) -> Iterator[tuple[Path, int, int, str | None]]:
+        """(path, size, mtime_ns, content id where known); what can't be looked at goes into `found`."""
+        for part in _batches(paths, _ASK):
+            keys = [self.places.key(path) for path in part]
+            marks = ",".join("?" * len(keys))
+            with self._facts_told():
+                rows = self._facts_db.execute(
+                    f"SELECT path, size, mtime_ns, sha256 FROM seen WHERE path IN ({marks})", keys
+                ).fetchall()
+            known = {row[0]: row for row in rows}
+            for path, key in zip(part, keys, strict=True):
+                try:
+                    info = os.stat(path)
+                except OSError as error:
+                    found[path] = Unreadable(error.strerror or str(error))
+                    continue
+                size, mtime_ns = info.st_size, info.st_mtime_ns
+                own = self._seen.get(path)
+                if own is not None and own[:2] == (size, mtime_ns):
+                    yield path, size, mtime_ns, own[2]
+                elif key in known and known[key][1:3] == (size, mtime_ns):
+                    yield path, size, mtime_ns, known[key][3].hex()
+                else:
+                    yield path, size, mtime_ns, None
+
+    def put_seen(self, rows: Iterable[tuple[Path, int, int, str]]) -> None:
+        """Remember content ids already known: (path, size, mtime_ns, sha256) as it was when read."""
+        now = time.time_ns()
+        settled = [row for row in rows if abs(now - row[2]) > _SETTLED_NS]
+        if not self.writable:
+            self._seen.update((path, (size, mtime_ns, sha256)) for path, size, mtime_ns, sha256 in settled)
+            return
+        with self._facts_told(), transaction(self._facts_db):
+            self._facts_db.executemany(
+                "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)",
+                (
+                    (self.places.key(path), size, mtime, bytes.fromhex(sha))
+                    for path, size, mtime, sha in settled
+                ),
+            )
+
+    # ------------------------------------------------------------------ facts
+
+    def facts(self, ids: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, FactValue]]:
+        """The known facts of some contents: id -> {fact name: value}; an id without any is left out."""
+        wanted = list(dict.fromkeys(names))
+        found: dict[str, dict[str, FactValue]] = {}
+        asked = list(dict.fromkeys(ids))
+        for part in _batches(asked, _ASK):
+            with self._facts_told():
+                rows = self._facts_db.execute(
+                    "SELECT content.key, name.name, fact.value "
+                    "FROM content JOIN fact ON fact.content = content.id JOIN name ON name.id = fact.name "
+                    f"WHERE content.key IN ({_marks(part)}) AND name.name IN ({_marks(wanted)})",
+                    [*(_packed(id) for id in part), *wanted],
+                )
+                for key, name, value in rows:
+                    found.setdefault(_unpacked(key), {})[name] = value
+        if self._facts:
+            for id in asked:
+                for name in wanted:
+                    if (id, name) in self._facts:
+                        found.setdefault(id, {})[name] = self._facts[id, name]
+        return found
+
+    def put_facts(self, rows: Iterable[tuple[str, str, FactValue]]) -> None:
+        """Remember facts: (content id, fact name with its version, value), in one transaction."""
+        if not self.writable:
+            self._facts.update(((id, name), value) for id, name, value in rows)
+            return
+        given = [(_packed(id), name, value) for id, name, value in rows]
+        with self._facts_told(), transaction(self._facts_db):
+            db = self._facts_db
+            db.executemany("INSERT OR IGNORE INTO content (key) VALUES (?)", {(key,) for key, _, _ in given})
+            db.executemany("INSERT OR IGNORE INTO name (name) VALUES (?)", {(name,) for _, name, _ in given})
+            db.executemany(
+                "INSERT OR REPLACE INTO fact SELECT content.id, name.id, ?3 FROM content, name "
+                "WHERE content.key = ?1 AND name.name = ?2",
+                given,
+            )
+
+    # ------------------------------------------------------------------ small caches by path
+
+    def cached(self, kind: str, path: Path) -> object | None:
+        """A small value kept for a file as it is now (path, size, time); None where there is none."""
+        return self.cached_many(kind, [path]).get(path)
+
+    def put_cached(self, kind: str, path: Path, value: object) -> None:
+        """Keep a small value (JSON or bytes) for a file as it is now."""
+        self.put_cached_many(kind, {path: value})
+
+    def cached_many(
+        self, kind: str, paths: Iterable[Path], *, stats: Mapping[Path, tuple[int, int]] | None = None
+    ) -> dict[Path, object]:
+        """The values kept for those files that have one; `stats` (size, mtime_ns) saves a look at each."""
+        found: dict[Path, object] = {}
+        for part in _batches(paths, _ASK):
+            keys = [self.places.key(path) for path in part]
+            with self._facts_told():
+                rows = self._facts_db.execute(
+                    "SELECT path, size, mtime_ns, value FROM cached "
+                    f"WHERE kind = ? AND path IN ({_marks(keys)})",
+                    [kind, *keys],
+                ).fetchall()
+            known = {row[0]: row for row in rows}
+            for path, key in zip(part, keys, strict=True):
+                own, row = self._cached.get((kind, path)), known.get(key)
+                if own is None and row is None:
+                    continue
+                stat = _stat(path, stats)
+                if own is not None and own[:2] == stat:
+                    found[path] = own[2]
+                elif row is not None and row[1:3] == stat:
+                    found[path] = json.loads(row[3]) if isinstance(row[3], str) else row[3]
+        return found
+
+    def put_cached_many(
+        self, kind: str, values: Mapping[Path, object], *, stats: Mapping[Path, tuple[int, int]] | None = None
+    ) -> None:
+        """Keep small values (JSON or bytes); `stats` says what each file was like when its value was made."""
+        now = time.time_ns()
+        settled = [
+            (path, *stat, value)
+            for path, value in values.items()
+            if (stat := _stat(path, stats)) is not None and abs(now - stat[1]) > _SETTLED_NS
+        ]
+        if not self.writable:
+            self._cached.update(((kind, path), (size, mtime, value)) for path, size, mtime, value in settled)
+            return
+        with self._facts_told(), transaction(self._facts_db):
+            self._facts_db.executemany(
+                "INSERT OR REPLACE INTO cached (path, kind, size, mtime_ns, value) VALUES (?, ?, ?, ?, ?)",
+                (
+                    (self.places.key(p), kind, size, mtime, v if isinstance(v, bytes) else json.dumps(v))
+                    for p, size, mtime, v in settled
+                ),
+            )
+
+    # ------------------------------------------------------------------ ledger
+
+    def ledger_add(self, rows: Iterable[LedgerRow]) -> None:
+        """Add rows to the ledger in one transaction that is on the disk when this returns."""
+        if not self.writable:
+            raise StateError("opened for reading: the ledger can't be written", where=str(self.state_dir))
+        columns, now = _LEDGER_COLUMNS, time.time()
+        with self._told(), transaction(self.db):
+            self.db.executemany(
+                f"INSERT INTO ledger ({', '.join(columns)}) VALUES ({_marks(columns)})",
+                (self._ledger_values(row, now) for row in rows),
+            )
+
+    def _ledger_values(self, row: LedgerRow, now: float) -> list[object]:
+        values: dict[str, object] = {name: getattr(row, name) for name in _LEDGER_COLUMNS}
+        values["time"] = now if row.time is None else row.time
+        values["who"] = row.who or self.who
+        values["path"] = None if row.path is None else self.places.key(row.path)
+        values["extra"] = None if row.extra is None else json.dumps(dict(row.extra), ensure_ascii=False)
+        return [_storable(value) for value in values.values()]
+
+    def ledger(
+        self,
+        *,
+        url: str | None = None,
+        sha256: str | None = None,
+        path: Path | None = None,
+        query: str | None = None,
+        source: str | None = None,
+        outcome: str | None = None,
+    ) -> Iterator[LedgerRow]:
+        """The ledger's rows that match all that is given, oldest first."""
+        where, values = self._ledger_where(
+            url=url, sha256=sha256, path=path, query=query, source=source, outcome=outcome
+        )
+        last = 0
+        while True:  # by pages, so that the ledger may grow while it is read
+            with self._told():
+                rows = self.db.execute(
+                    f"SELECT id, {', '.join(_LEDGER_COLUMNS)} FROM ledger WHERE {where} AND id > ? "
+                    "ORDER BY id LIMIT 5000",
+                    [*values, last],
+                ).fetchall()
+            for row in rows:
+                yield self._ledger_row(row[1:])
+            if len(rows) < 5000:
+                return
+            last = rows[-1][0]
+
+    def ledger_count(
+        self, *, query: str | None = None, source: str | None = None, outcome: str | None = None
+    ) -> int:
+        """How many rows of the ledger match all that is given."""
+        where, values = self._ledger_where(query=query, source=source, outcome=outcome)
+        with self._told():
+            return int(self.db.execute(f"SELECT count(*) FROM ledger WHERE {where}", values).fetchone()[0])
+
+    def _ledger_where(self, **given: object) -> tuple[str, list[object]]:
+        terms, values = ["1"], []
+        for name, value in given.items():
+            if value is not None:
+                terms.append(f"{name} = ?")
+                values.append(self.places.key(value) if isinstance(value, Path) else value)
+        return " AND ".join(terms), values
+
+    def _ledger_row(self, row: Sequence[object]) -> LedgerRow:
+        values = dict(zip(_LEDGER_COLUMNS, row, strict=True))
+        if isinstance(values["path"], str | bytes):
+            values["path"] = Path(self.places.path(values["path"]))
+        if isinstance(values["extra"], str):
+            values["extra"] = json.loads(values["extra"])
+        return LedgerRow(**values)  # type: ignore[arg-type]
+
+    # ------------------------------------------------------------------ inner
+
+    def _told(self) -> _Guarded:
+        return _Guarded(self.guard, self.state_dir / "edkit.db")
+
+    def _facts_told(self) -> _Guarded:
+        return _Guarded(self.guard, self.state_dir / "facts.db")
+
+
+class _Guarded:
+    """One thread at a time, and SQLite's errors told in one line."""
+
+    def __init__(self, guard: threading.RLock, path: Path) -> None:  # type: ignore[valid-type]
+        self._guard, self._told = guard, told(path)
+
+    def __enter__(self) -> None:
+        self._guard.acquire()
+        self._told.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._told.__exit__(*exc)
+        finally:
+            self._guard.release()
+
+
+def _make(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpace("the disk is full", where=str(state_dir)) from error
+        raise StateError(
+            f"can't be made: {error.strerror}",
+            where=str(state_dir),
+            mend="keep the state elsewhere: --state-dir",
+        ) from error
+
+
+def _hash(file: tuple[Path, int, int]) -> str:
+    path, size, mtime_ns = file
+    try:
+        sha256 = sha256_of(os.path.realpath(path))
+        after = os.stat(path)
+    except OSError as error:
+        return Unreadable(error.strerror or str(error))
+    if (after.st_size, after.st_mtime_ns) != (size, mtime_ns):
+        return Unreadable("it changed while it was read")
+    return sha256
+
+
+def _stat(path: Path, stats: Mapping[Path, tuple[int, int]] | None) -> tuple[int, int] | None:
+    if stats is not None:
+        return stats.get(path)
+    try:
+        info = os.stat(path)
+    except OSError:  # what is not there has no cached value
+        return None
+    return info.st_size, info.st_mtime_ns
+
+
+def _batches(items: Iterable[_T], n: int) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, n)):
+        yield batch
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _packed(id: str) -> bytes | str:
+    """A content hash as 32 bytes; any other id as it is."""
+    if len(id) == 64:
+        try:
+            return bytes.fromhex(id)
+        except ValueError:
+            return id
+    return id
+
+
+def _unpacked(key: bytes | str) -> str:
+    return key.hex() if isinstance(key, bytes) else key
+
+
+def _storable(value: object) -> object:
+    """Text that is not Unicode (an odd URL or caption) with its odd parts replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{platform.node()}"
