@@ -106,6 +106,7 @@ class Fact:
     what: str
     measure: Callable[[View], Value]
     rule: bool = True  # whether it can stand in a rule (`edkit filter`)
+    text: bool = False  # whether its values are words
 
     @property
     def key(self) -> str:
@@ -113,64 +114,41 @@ class Fact:
         return f"{self.name}/{self.version}"
 
 
-def _f(
-    name: str,
-    measure: Callable[[View], Value],
-    unit: str,
-    range: str,
-    what: str,
-    *,
-    version: int = 1,
-    rule: bool = True,
-) -> Fact:
-    return Fact(name=name, version=version, unit=unit, range=range, what=what, measure=measure, rule=rule)
+def _number(name: str, unit: str, range: str, measure: Callable[[View], Value], what: str) -> Fact:
+    return Fact(name=name, version=1, unit=unit, range=range, what=what, measure=measure)
 
 
-FACTS: dict[str, Fact] = {
-    fact.name: fact
-    for fact in (
-        _f("num_bytes", lambda v: len(v.data), "bytes", "1..", "size of the file"),
-        _f("format", lambda v: v.header.format, "", "JPEG, PNG, WEBP, ...", "true type, by content"),
-        _f("width", lambda v: v.header.width, "pixels", "1..", "width as seen upright"),
-        _f("height", lambda v: v.header.height, "pixels", "1..", "height as seen upright"),
-        _f("aspect", lambda v: v.header.width / v.header.height, "", "0..", "width over height, upright"),
-        _f("megapixels", lambda v: v.header.width * v.header.height / 1e6, "MP", "0..", "millions of pixels"),
-        _f("orientation", lambda v: v.header.orientation, "", "1..8", "EXIF orientation; 1 is upright"),
-        _f("mode", lambda v: v.header.mode, "", "RGB, L, CMYK, P, ...", "kind of pixels as stored"),
-        _f(
-            "sharpness",
-            lambda v: quality.sharpness(v.scaled_gray),
-            *(
-                "",
-                "0..1",
-                "fine detail against contrast in the sharpest quarter; photos 0.13 to 0.6, blurred below 0.1",
-            ),
-        ),
-        _f("brightness", lambda v: quality.brightness(v.shares), "", "0..1", "mean grey: 0 black, 1 white"),
-        _f(
-            "contrast",
-            lambda v: quality.contrast(v.shares),
-            "",
-            "0..1",
-            "spread of grey: 0 blank, photos 0.3 to 0.6",
-        ),
-        _f(
-            "saturation", lambda v: quality.saturation(v.small), "", "0..1", "mean colourfulness: 0 greyscale"
-        ),
-        _f("entropy", lambda v: quality.entropy(v.shares), "bits", "0..8", "entropy of the grey levels"),
-        _f("phash", lambda v: v.phashes[0], "64 bits, hex", "", "perceptual hash", rule=False),
-        _f(
-            "phash_mirror",
-            lambda v: v.phashes[1],
-            "64 bits, hex",
-            "",
-            "perceptual hash of the mirror image",
-            rule=False,
-        ),
-        _f("dhash", lambda v: hashes.dhash(v.small_gray), "64 bits, hex", "", "difference hash", rule=False),
-        _f("thumb", lambda v: hashes.thumb(v.small), "192 bytes", "", "8 x 8 RGB pixels", rule=False),
-    )
-}
+def _word(name: str, range: str, measure: Callable[[View], Value], what: str) -> Fact:
+    return Fact(name=name, version=1, unit="", range=range, what=what, measure=measure, text=True)
+
+
+def _opaque(name: str, unit: str, measure: Callable[[View], Value], what: str) -> Fact:
+    return Fact(name=name, version=1, unit=unit, range="", what=what, measure=measure, rule=False)
+
+
+_ROWS = (
+    _number("num_bytes", "bytes", "1..", lambda v: len(v.data), "size of the file"),
+    _word("format", "JPEG, PNG, WEBP, ...", lambda v: v.header.format, "true type, by content"),
+    _number("width", "pixels", "1..", lambda v: v.header.width, "width as seen upright"),
+    _number("height", "pixels", "1..", lambda v: v.header.height, "height as seen upright"),
+    _number("aspect", "", "0..", lambda v: v.header.width / v.header.height, "width over height, upright"),
+    _number("megapixels", "MP", "0..", lambda v: v.header.width * v.header.height / 1e6, "number of pixels"),
+    _number("orientation", "", "1..8", lambda v: v.header.orientation, "EXIF orientation; 1 is upright"),
+    _word("mode", "RGB, L, CMYK, P, ...", lambda v: v.header.mode, "kind of pixels as stored"),
+    _number(
+        "sharpness", "", "0..1", lambda v: quality.sharpness(v.scaled_gray), "fine detail where sharpest"
+    ),
+    _number("brightness", "", "0..1", lambda v: quality.brightness(v.shares), "mean grey, 0 is black"),
+    _number("contrast", "", "0..1", lambda v: quality.contrast(v.shares), "spread of grey, 0 is blank"),
+    _number("saturation", "", "0..1", lambda v: quality.saturation(v.small), "colourfulness, 0 is greyscale"),
+    _number("entropy", "bits", "0..8", lambda v: quality.entropy(v.shares), "entropy of the grey levels"),
+    _opaque("phash", "64 bits, hex", lambda v: v.phashes[0], "perceptual hash"),
+    _opaque("phash_mirror", "64 bits, hex", lambda v: v.phashes[1], "perceptual hash of the mirror image"),
+    _opaque("dhash", "64 bits, hex", lambda v: hashes.dhash(v.small_gray), "difference hash"),
+    _opaque("thumb", "192 bytes", lambda v: hashes.thumb(v.small), "8 x 8 RGB pixels"),
+)
+FACTS: dict[str, Fact] = {fact.name: fact for fact in _ROWS}
+"""Every fact by its name."""
 
 BROKEN = "broken/1"
 """The catalog's name for the fact that an image can't be decoded; its value is the reason."""

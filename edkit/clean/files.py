@@ -1,0 +1,143 @@
+"""The image files of a folder, the sidecars that belong to them, and how both are set aside together."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edkit.data.catalog import Catalog
+from edkit.data.errors import StateError, UsageError
+from edkit.data.image import is_image
+from edkit.data.journal import Applied, Trash, apply
+from edkit.data.progress import SILENT, Progress
+
+SIDECAR_SUFFIXES = frozenset({".yaml", ".yml", ".caption", ".txt"})
+OPTION_FILES = frozenset(
+    {"multiply.txt", "cond_dropout.txt", "flip_p.txt", "loss_scale.txt", "batch_id.txt", "shuffle_tags.txt"}
+    | {"local.yaml", "local.yml", "global.yaml", "global.yml"}
+)
+"""Files that speak for a folder: never an image's sidecar, not even of an image called `multiply.jpg`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The images of some folders, and which sidecars each has."""
+
+    images: tuple[Path, ...]  # absolute, each once, by folder and name
+    sidecars: Mapping[Path, tuple[Path, ...]] = field(repr=False)  # only images that have any
+    siblings: Mapping[tuple[str, str], int] = field(repr=False)  # (folder, stem) -> images of that stem
+
+    def under(self, folders: Iterable[Path]) -> frozenset[Path]:
+        """The images that lie in any of these folders."""
+        heads = tuple(os.path.join(_absolute(folder), "") for folder in folders)  # noqa: PTH118
+        return (
+            frozenset(path for path in self.images if str(path).startswith(heads)) if heads else frozenset()
+        )
+
+
+def list_images(folders: Sequence[Path]) -> Listing:
+    """Walk folders in sorted order, past `.edkit` and everything that begins with a dot.
+
+    Raises UsageError where a folder is not there.
+    """
+    images: dict[Path, None] = {}
+    sidecars: dict[Path, tuple[Path, ...]] = {}
+    siblings: dict[tuple[str, str], int] = defaultdict(int)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UsageError("no such folder", where=str(folder))
+        for place, below, names in os.walk(_absolute(folder)):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            texts: dict[str, list[Path]] = defaultdict(list)
+            pictures: list[tuple[str, Path]] = []
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million times over, on plain strings
+                if name.startswith("."):
+                    continue
+                if is_image(name):
+                    pictures.append((stem, Path(place, name)))
+                elif suffix.lower() in SIDECAR_SUFFIXES and name.lower() not in OPTION_FILES:
+                    texts[stem].append(Path(place, name))
+            for stem, path in pictures:
+                if path in images:
+                    continue
+                images[path] = None
+                siblings[place, stem] += 1
+                if stem in texts:
+                    sidecars[path] = tuple(texts[stem])
+    return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwanted:
+    """An image to set aside, why, and what was measured."""
+
+    path: Path
+    reason: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+def set_aside(
+    catalog: Catalog,
+    listing: Listing,
+    unwanted: Sequence[Unwanted],
+    *,
+    verb: str,
+    command: str = "",
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Applied:
+    """Move images to the trash as one journaled operation, each with its sidecars.
+
+    A sidecar that an image staying behind has too (`a.txt` of `a.jpg` and `a.png`) stays with it.
+    """
+    going: dict[tuple[str, str], int] = defaultdict(int)
+    for one in unwanted:
+        going[str(one.path.parent), one.path.stem] += 1
+    changes: list[Trash] = []
+    gone: set[Path] = set()
+    for one in unwanted:
+        changes.append(Trash(one.path, one.reason, facts=one.facts))
+        key = str(one.path.parent), one.path.stem
+        if going[key] < listing.siblings.get(key, 1):
+            continue
+        for sidecar in listing.sidecars.get(one.path, ()):
+            if sidecar not in gone:
+                gone.add(sidecar)
+                changes.append(Trash(sidecar, f"sidecar of {one.path.name}: {one.reason}"))
+    return apply(catalog, changes, verb=verb, command=command, dry_run=dry_run, progress=progress)
+
+
+def open_catalog(
+    root: Path, *, state_dir: Path | None, changes: bool, command: str, progress: Progress = SILENT
+) -> Catalog:
+    """The catalog of a data root: for writing where `changes` are to be made, else as the folder allows.
+
+    Where nothing is to be changed, measured facts are still kept if the root has a state already; a state
+    that can't be written (another edkit at work, a read-only disk) then costs only time.
+    """
+    from edkit.data.catalog import state_dir_for
+
+    if changes:
+        return Catalog.open(root, state_dir=state_dir, command=command, progress=progress)
+    if state_dir_for(root, state_dir).is_dir():
+        try:
+            return Catalog.open(root, state_dir=state_dir, command=command, progress=progress)
+        except StateError as error:
+            progress.say(f"what is measured now is not kept: {error}")
+    return Catalog.open(root, state_dir=state_dir, write=False, command=command, progress=progress)
+
+
+def shown(path: Path, root: Path) -> str:
+    """A path as a person reads it: relative to the data root where it lies there, with "/"."""
+    try:
+        return path.relative_to(_absolute(root)).as_posix()
+    except ValueError:
+        return str(path)
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - removes ".." without resolving links
