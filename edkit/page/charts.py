@@ -1,0 +1,270 @@
+"""Charts as inline SVG: bars, shares of a whole, lines; each as wide as its place, its text at reading size.
+
+Only the plotting area is scaled: positions across are percentages of it, labels hang outside at a fixed size.
+So one drawing reads well at 400 and at 1200 pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from edkit.page.html import Html, escape, join, tag
+
+_ROW = 30  # pixels from bar to bar
+_BAR = 16
+_LABEL_PIXELS = 6.7  # width of an average character at 13 px
+_MAX_LABEL = 22  # characters beside a bar
+_MAX_POINTS = 1200  # of one line; more can't be told apart at the width of a page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of a chart: its points from left to right; `faint` draws raw values behind a smoothed line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    faint: bool = False
+
+
+def bars(
+    title: str,
+    rows: Sequence[tuple[str, float]],
+    *,
+    unit: str = "",
+    accent: Collection[str] = (),
+    digits: int = 0,
+) -> Html:
+    """One horizontal bar a row, its value at the end; those in `accent` (none: all) stand out."""
+    values = [_finite(value) for _, value in rows]
+    ticks = nice_ticks(0.0, max([*values, 0.0]) or 1.0, count=4)
+    top = ticks[-1]
+    height = _ROW * len(rows)
+    parts = [_ticks_across(ticks, top, height, "")]
+    for i, ((label, _), value) in enumerate(zip(rows, values, strict=True)):
+        y, width = i * _ROW + (_ROW - _BAR) // 2, 100 * value / top
+        look = "c1" if not accent or label in accent else "c2"
+        said = f"{value:,.{digits}f}"
+        parts.append(
+            tag(
+                "g",
+                tag("title", f"{label}: {said} {unit}".strip()),
+                _row_label(label, y),
+                tag("rect", x=0, y=y, width=f"{width:.3f}%", height=_BAR, class_=look),
+                tag("text", said, x=f"{width:.3f}%", y=y + _BAR - 3, dx=7, class_="value"),
+            )
+        )
+    summary = "; ".join(
+        f"{label} {value:,.{digits}f}" for (label, _), value in zip(rows, values, strict=True)
+    )
+    plot = _plot(
+        parts, height=height, left=_left(label for label, _ in rows), right=56, says=f"{title}: {summary}"
+    )
+    return _figure(title, plot, across=unit, left=_left(label for label, _ in rows), right=56)
+
+
+def shares(title: str, rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str]) -> Html:
+    """One bar a row, each as wide as the others: how its total divides into `parts` (up to six)."""
+    height = (_ROW + 6) * len(rows)
+    drawn = [_ticks_across((0.0, 25.0, 50.0, 75.0, 100.0), 100.0, height, "%")]
+    told: list[str] = []
+    for i, (label, numbers) in enumerate(rows):
+        values = [_finite(value) for value in numbers]
+        total, y, start = sum(values), i * (_ROW + 6) + 6, 0.0
+        drawn.append(_row_label(label, y + 4))
+        for j, value in enumerate(values):
+            share = 100 * value / total if total else 0.0
+            if not share:
+                continue
+            said = f"{share:.0f}%" if share >= 0.5 else f"{share:.1f}%"
+            told.append(f"{label}, {parts[j]}: {said}")
+            drawn.append(
+                tag(
+                    "g",
+                    tag("title", f"{label}, {parts[j]}: {said} ({value:,g} of {total:,g})"),
+                    tag(
+                        "rect",
+                        x=f"{start:.3f}%",
+                        y=y,
+                        width=f"{share:.3f}%",
+                        height=24,
+                        class_=f"c{j % 6 + 1} part",
+                    ),
+                    tag("text", said, x=f"{start + share / 2:.3f}%", y=y + 16, class_=f"inside on{j % 6 + 1}")
+                    if share >= 14
+                    else "",
+                )
+            )
+            start += share
+    plot = _plot(
+        drawn,
+        height=height,
+        left=_left(label for label, _ in rows),
+        right=20,
+        says=f"{title}: {'; '.join(told)}",
+    )
+    return _figure(title, plot, legend=[(name, f"c{j % 6 + 1}") for j, name in enumerate(parts)])
+
+
+def lines(
+    title: str, series: Sequence[Series], *, across: str, up: str, height: int = 240, from_zero: bool = False
+) -> Html:
+    """Lines over a common axis; `across` and `up` name the axes with their units.
+
+    Where a value isn't finite, its line has a gap.
+    """
+    every = [(x, y) for one in series for x, y in one.points if math.isfinite(x) and math.isfinite(y)]
+    if not every:
+        return _figure(title, tag("p", "no values", class_="note"))
+    xs, ys = [x for x, _ in every], [y for _, y in every]
+    left, right = min(xs), max(xs)
+    if left == right:
+        left, right = left - 0.5, right + 0.5
+    y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), count=5)
+    bottom, top = y_ticks[0], y_ticks[-1]
+
+    drawn: list[Html] = []
+    for value in y_ticks:
+        y = f"{100 * (top - value) / (top - bottom):.3f}%"
+        drawn.append(tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="grid-line"))
+        drawn.append(tag("text", _short(value, y_ticks), x=-10, y=y, dy="0.32em", class_="tick end"))
+    x_ticks = [t for t in nice_ticks(left, right, count=5) if left <= t <= right]
+    for value in x_ticks:
+        x = f"{100 * (value - left) / (right - left):.3f}%"
+        drawn.append(tag("line", x1=x, x2=x, y1=height, y2=height + 5, class_="axis"))
+        drawn.append(tag("text", _short(value, x_ticks), x=x, y=height + 20, class_="tick middle"))
+    drawn.append(tag("line", x1="0%", x2="100%", y1=height, y2=height, class_="axis"))
+
+    told, looks, solid = [], [], 0
+    for one in series:
+        look = "faint" if one.faint else f"s{solid % 4 + 1}"
+        solid += not one.faint
+        looks.append((one.name, f"stroke {look}"))
+        paths = []
+        for run in _runs(one.points):
+            at = [
+                (1000 * (x - left) / (right - left), 1000 * (top - y) / (top - bottom))
+                for x, y in _thinned(run)
+            ]
+            if len(at) == 1:
+                at = [(at[0][0] - 2, at[0][1]), (at[0][0] + 2, at[0][1])]
+            paths.append("M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in at))
+        finite = [y for _, y in one.points if math.isfinite(y)]
+        if finite:
+            told.append(f"{one.name} from {finite[0]:.3g} to {finite[-1]:.3g}, lowest {min(finite):.3g}")
+        # the inner drawing is stretched to the plot; its stroke isn't
+        drawn.append(
+            tag(
+                "svg",
+                tag("title", one.name),
+                tag("path", d=" ".join(paths), class_=look, vector_effect="non-scaling-stroke"),
+                x=0,
+                y=0,
+                width="100%",
+                height=height,
+                viewBox="0 0 1000 1000",
+                preserveAspectRatio="none",
+            )
+        )
+    widest = max(len(_short(value, y_ticks)) for value in y_ticks)
+    says = f"{title}: {up} over {across}; {'; '.join(told)}"
+    left_pad = max(36, 18 + 7 * widest)
+    plot = _plot(drawn, height=height, left=left_pad, right=20, says=says)
+    legend = looks if len(series) > 1 else []
+    return _figure(title, plot, across=across, left=left_pad, right=20, up=up, legend=legend)
+
+
+def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
+    """About `count` round values, 1, 2, 2.5 or 5 times a power of ten apart, that enclose low..high."""
+    # closer together than floats of this size can be told apart: one value
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-200):
+        high = low + (abs(low) if abs(low) > 1e-200 else 1.0)
+    rough = (high - low) / max(1, count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1.0, 2.0, 2.5, 5.0, 10.0) if power * m >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * i for i in range(first, last + 1)]
+
+
+def _figure(
+    title: str,
+    plot: Html,
+    *,
+    across: str = "",
+    left: int = 0,
+    right: int = 0,
+    up: str = "",
+    legend: Sequence[tuple[str, str]] = (),
+) -> Html:
+    keys = (tag("li", tag("i", class_=look, aria_hidden="true"), name) for name, look in legend)
+    place = f"padding:0 {right}px 0 {left}px"
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        tag("ul", *keys, class_="legend") if legend else "",
+        tag("p", up, class_="axis-name") if up else "",
+        plot,
+        tag("p", across, class_="axis-name across", style=place) if across else "",
+        class_="chart",
+    )
+
+
+def _plot(parts: Sequence[Html], *, height: int, left: int, right: int, says: str) -> Html:
+    drawing = tag("svg", join(parts), role="img", aria_label=says, width="100%", height=height)
+    return tag("div", drawing, class_="plot", style=f"padding:6px {right}px 26px {left}px")
+
+
+def _ticks_across(ticks: Sequence[float], top: float, height: int, unit: str) -> Html:
+    parts = []
+    for value in ticks:
+        x = f"{100 * value / top:.3f}%"
+        parts.append(tag("line", x1=x, x2=x, y1=0, y2=height, class_="axis" if value == 0 else "grid-line"))
+        parts.append(tag("text", _short(value, ticks) + unit, x=x, y=height + 18, class_="tick middle"))
+    return join(parts)
+
+
+def _row_label(label: str, y: int) -> Html:
+    short = label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…"
+    return tag("text", short, x=-10, y=y + _BAR - 3, class_="row-label end")
+
+
+def _left(labels: Iterable[str]) -> int:
+    longest = max((len(label) for label in labels), default=0)
+    return int(24 + _LABEL_PIXELS * min(longest, _MAX_LABEL))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) and value > 0 else 0.0
+
+
+def _short(value: float, ticks: Sequence[float]) -> str:
+    """A tick with just the decimals that tell it from its neighbours."""
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
+    decimals = next((d for d in range(7) if abs(round(step, d) - step) < step * 1e-6), 7)
+    if abs(value) < step * 1e-6:
+        value = 0.0
+    return escape(f"{value:,.{decimals}f}".replace("-", "−"))
+
+
+def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if math.isfinite(x) and math.isfinite(y):
+            runs[-1].append((x, y))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most about `_MAX_POINTS`: of each stretch its lowest and its highest, so that no spike is lost."""
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    stretch = math.ceil(2 * len(points) / _MAX_POINTS)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        kept.extend(sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}))
+    return kept

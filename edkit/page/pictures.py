@@ -1,0 +1,140 @@
+"""Pictures on a page: thumbnails inside the file itself, in grids and pairs, each linked to its own file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edkit.data.errors import BadInput
+from edkit.data.image import open_image
+from edkit.page.html import Html, file_url, tag
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SMALL = 128  # pixels: up to this side a picture is embedded as it is and scaled up in whole pixels
+_SHARP = 2  # thumbnails hold this many pixels a CSS pixel, for dense screens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture and what is said of it.
+
+    `source` is a file, an open image, or None (a tile that says so). `badge` is a short verdict, good, bad or
+    neutral (None). The picture links to `href`, or to its own file.
+    """
+
+    source: Path | Image.Image | None
+    caption: str = ""
+    note: str = ""
+    badge: str = ""
+    good: bool | None = None
+    href: Path | None = None
+    linked: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two pictures that are looked at together, and what they have in common."""
+
+    before: Picture
+    after: Picture
+    label: str = ""
+
+
+def thumbnail(image: Image.Image, *, box: int) -> Html:
+    """An <img> that holds the picture itself, at most `box` CSS pixels wide and high.
+
+    Small pictures stay PNG and are scaled up by a whole factor, pixel for pixel; larger ones become JPEG.
+    """
+    return _thumbnail(image, box=box, alt="")
+
+
+def grid(pictures: Sequence[Picture], *, page_dir: Path, box: int = 144) -> Html:
+    """Pictures in rows, as many in a row as fit; `page_dir` is where the page will lie (for the links)."""
+    cards = (tag("li", _card(picture, page_dir=page_dir, box=box)) for picture in pictures)
+    return tag("ul", *cards, class_="grid", style=f"--box:{box}px")
+
+
+def pairs(
+    rows: Sequence[Pair],
+    *,
+    page_dir: Path,
+    box: int = 144,
+    before: str = "before",
+    after: str = "after",
+) -> Html:
+    """Pairs of pictures, each with its two captions above and what they share below."""
+    cards = (
+        tag(
+            "li",
+            tag(
+                "div",
+                tag("div", tag("span", before, class_="when"), _card(row.before, page_dir=page_dir, box=box)),
+                tag("div", tag("span", after, class_="when"), _card(row.after, page_dir=page_dir, box=box)),
+                class_="pair",
+            ),
+            tag("p", row.label, class_="label", dir="auto") if row.label else "",
+        )
+        for row in rows
+    )
+    return tag("ul", *cards, class_="pairs", style=f"--box:{box}px")
+
+
+def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:
+    shown, own = _shown(picture, box=box)
+    href = picture.href or own
+    if href is not None and picture.linked:
+        shown = tag("a", shown, href=file_url(href, page_dir))
+    words = [
+        tag("span", picture.badge, class_=f"badge {_VERDICT[picture.good]}") if picture.badge else "",
+        tag("span", picture.caption, class_="says", dir="auto") if picture.caption else "",
+        tag("small", picture.note, dir="auto") if picture.note else "",
+    ]
+    return tag("figure", shown, tag("figcaption", *words) if any(words) else "")
+
+
+_VERDICT = {True: "good", False: "bad", None: "neutral"}
+
+
+def _shown(picture: Picture, *, box: int) -> tuple[Html, Path | None]:
+    """The thumbnail or the tile in its place, and the file it stands for."""
+    if picture.source is None:
+        return _tile("no picture", box), None
+    if not isinstance(picture.source, Path):
+        return _thumbnail(picture.source, box=box, alt=picture.caption), None
+    try:
+        image = open_image(picture.source, at_least=(box * _SHARP, box * _SHARP))
+    except (BadInput, OSError):
+        return _tile("can't be read", box), picture.source
+    return _thumbnail(image, box=box, alt=picture.caption), picture.source
+
+
+def _tile(words: str, box: int) -> Html:
+    return tag("span", words, class_="tile", style=f"width:{box}px;height:{box}px")
+
+
+def _thumbnail(image: Image.Image, *, box: int, alt: str) -> Html:
+    from PIL import Image as Pillow
+
+    image = image.convert("RGB")
+    side = max(image.size)
+    buffer = io.BytesIO()
+    if side <= min(_SMALL, box):
+        factor = box // side
+        width, height = image.width * factor, image.height * factor
+        image.save(buffer, "PNG", optimize=True)
+        kind, style = "png", "pixel"
+    else:
+        scale = box / side
+        width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image.thumbnail((box * _SHARP, box * _SHARP), Pillow.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=84, optimize=True)
+        kind, style = "jpeg", None
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    source = f"data:image/{kind};base64,{data}"
+    return tag("img", src=Html(source), alt=alt, width=width, height=height, class_=style, loading="lazy")
