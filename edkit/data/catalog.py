@@ -1,11 +1,12 @@
 """The one door to edkit's databases: content ids, facts, small caches and the ledger of a data root.
 
 The state folder holds `edkit.db` (ledger and journal: what can't be made again; every commit waits for the
-disk), `facts.db` (what costs only time to make again), `cache/`, `trash/` and `lock`. All paths in the interface
-are absolute; the databases hold them relative to the folder the state belongs to.
+disk), `facts.db` (what costs only time to make again), `cache/`, `trash/` and `lock`. All paths in the
+interface are absolute; the databases hold them relative to the folder the state belongs to.
 """
 
-# ruff: noqa: PTH - text paths: Path objects cost more than the work in loops over a million files
+# text paths: Path objects cost more than the work itself in loops over a million files
+# ruff: noqa: PTH116
 from __future__ import annotations
 
 import errno
@@ -17,10 +18,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from edkit.data.atomic import sha256_of
 from edkit.data.database import close_database, open_database, told, transaction
@@ -28,8 +30,9 @@ from edkit.data.errors import NoSpace, StateError
 from edkit.data.lock import Lock
 from edkit.data.places import Places, state_dir_for
 from edkit.data.progress import SILENT, Progress
+from edkit.data.redo import Site, finish_unfinished
 
-__all__ = ["Catalog", "LedgerRow", "Unreadable", "state_dir_for"]
+__all__ = ["Catalog", "FactValue", "LedgerRow", "Unreadable", "opened", "state_dir_for"]
 
 FactValue = int | float | str | bytes | None
 """What a fact can be: ints of 64 bits with sign; anything larger goes as bytes or text."""
@@ -43,7 +46,8 @@ _EDKIT_SCHEMA = """
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, outcome TEXT NOT NULL, url TEXT,
     final_url TEXT, http_status INTEGER, reason TEXT, sha256 TEXT, num_bytes INTEGER, width INTEGER,
-    height INTEGER, caption TEXT, licence TEXT, author TEXT, source TEXT, row INTEGER, path, query TEXT, extra TEXT
+    height INTEGER, caption TEXT, licence TEXT, author TEXT, source TEXT, row INTEGER, path, query TEXT,
+    extra TEXT
 );
 CREATE INDEX ledger_url ON ledger (url);
 CREATE INDEX ledger_sha256 ON ledger (sha256) WHERE sha256 IS NOT NULL;
@@ -130,7 +134,8 @@ class Catalog:
         self.cache_dir, self.trash_dir = state_dir / "cache", state_dir / "trash"
         self.places = Places(state_dir)
         self.who = _who()
-        self.guard = threading.RLock()
+        self.recovered: list[int] = []  # operations of a killed process that were finished on opening
+        self._guard = threading.RLock()
         self._lock: Lock | None = None
         # a reader's own findings, gone when it closes
         self._facts: dict[tuple[str, str], FactValue] = {}
@@ -180,7 +185,14 @@ class Catalog:
         another process writes, where the state is damaged or newer than this edkit.
         """
         found = state_dir_for(root, state_dir)
-        return Catalog(Path(root).absolute(), found, write=write, command=command, progress=progress)
+        catalog = Catalog(Path(root).absolute(), found, write=write, command=command, progress=progress)
+        if write:
+            try:
+                catalog.recovered = finish_unfinished(catalog.site(progress))
+            except BaseException:
+                catalog.close()
+                raise
+        return catalog
 
     def __enter__(self) -> Catalog:
         return self
@@ -374,7 +386,7 @@ class Catalog:
         if not self.writable:
             raise StateError("opened for reading: the ledger can't be written", where=str(self.state_dir))
         columns, now = _LEDGER_COLUMNS, time.time()
-        with self._told(), transaction(self.db):
+        with self.told(), transaction(self.db):
             self.db.executemany(
                 f"INSERT INTO ledger ({', '.join(columns)}) VALUES ({_marks(columns)})",
                 (self._ledger_values(row, now) for row in rows),
@@ -404,7 +416,7 @@ class Catalog:
         )
         last = 0
         while True:  # by pages, so that the ledger may grow while it is read
-            with self._told():
+            with self.told():
                 rows = self.db.execute(
                     f"SELECT id, {', '.join(_LEDGER_COLUMNS)} FROM ledger WHERE {where} AND id > ? "
                     "ORDER BY id LIMIT 5000",
@@ -421,7 +433,7 @@ class Catalog:
     ) -> int:
         """How many rows of the ledger match all that is given."""
         where, values = self._ledger_where(query=query, source=source, outcome=outcome)
-        with self._told():
+        with self.told():
             return int(self.db.execute(f"SELECT count(*) FROM ledger WHERE {where}", values).fetchone()[0])
 
     def _ledger_where(self, **given: object) -> tuple[str, list[object]]:
@@ -440,30 +452,76 @@ class Catalog:
             values["extra"] = json.loads(values["extra"])
         return LedgerRow(**values)  # type: ignore[arg-type]
 
+    # ------------------------------------------------------------------ for the journal
+
+    def site(self, progress: Progress = SILENT) -> Site:
+        """What carrying out journaled changes needs."""
+        return Site(
+            db=self.db,
+            told=self.told,
+            places=self.places,
+            trash_dir=os.fspath(self.trash_dir),
+            take_seen=self._take_seen,
+            give_seen=self._give_seen,
+            progress=progress,
+        )
+
+    def known_content_ids(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """The content ids of those files that are known without reading them."""
+        unreadable: dict[Path, str] = {}
+        return {path: known for path, _, _, known in self._look_up(paths, unreadable) if known is not None}
+
+    def _take_seen(self, names: Sequence[str]) -> dict[str, object]:
+        # taken out before the files move: a crash then costs a second look, and never a wrong answer
+        taken: dict[str, list[tuple[str, Sequence[object]]]] = {}
+        keys = {self.places.key(name): name for name in names}
+        with self._facts_told(), transaction(self._facts_db):
+            for part in _batches(keys, _ASK):
+                for table in ("seen", "cached"):
+                    where = f"FROM {table} WHERE path IN ({_marks(part)})"
+                    for row in self._facts_db.execute(f"SELECT * {where}", part):
+                        taken.setdefault(keys[row[0]], []).append((table, row[1:]))
+                    self._facts_db.execute(f"DELETE {where}", part)
+        return dict(taken)
+
+    def _give_seen(self, files: Iterable[tuple[str, object]]) -> None:
+        rows: dict[str, list[Sequence[object]]] = {"seen": [], "cached": []}
+        for name, entries in files:
+            for table, values in cast("list[tuple[str, Sequence[object]]]", entries):
+                rows[table].append((self.places.key(name), *values))
+        with self._facts_told(), transaction(self._facts_db):
+            for table, values in rows.items():
+                if values:
+                    marks = _marks(values[0])
+                    self._facts_db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
+
     # ------------------------------------------------------------------ inner
 
-    def _told(self) -> _Guarded:
-        return _Guarded(self.guard, self.state_dir / "edkit.db")
+    @contextmanager
+    def told(self, name: str = "edkit.db") -> Iterator[None]:
+        """One thread at a time, and SQLite's errors told in one line."""
+        with self._guard, told(self.state_dir / name):
+            yield
 
-    def _facts_told(self) -> _Guarded:
-        return _Guarded(self.guard, self.state_dir / "facts.db")
+    def _facts_told(self) -> AbstractContextManager[None]:
+        return self.told("facts.db")
 
 
-class _Guarded:
-    """One thread at a time, and SQLite's errors told in one line."""
-
-    def __init__(self, guard: threading.RLock, path: Path) -> None:  # type: ignore[valid-type]
-        self._guard, self._told = guard, told(path)
-
-    def __enter__(self) -> None:
-        self._guard.acquire()
-        self._told.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        try:
-            self._told.__exit__(*exc)
-        finally:
-            self._guard.release()
+@contextmanager
+def opened(
+    root: Path | Catalog,
+    state_dir: Path | None = None,
+    *,
+    write: bool,
+    command: str = "",
+    progress: Progress = SILENT,
+) -> Iterator[Catalog]:
+    """A catalog that is open already, or the one of a data root for as long as the block lasts."""
+    if isinstance(root, Catalog):
+        yield root
+        return
+    with Catalog.open(root, state_dir=state_dir, write=write, command=command, progress=progress) as catalog:
+        yield catalog
 
 
 def _make(state_dir: Path) -> None:
