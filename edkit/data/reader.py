@@ -1,0 +1,694 @@
+"""Reading folders and manifests into columns: whose word about an image counts, and what is wrong with it.
+
+The captions and options of the layout (docs/data-root.md) are resolved here, image by image, once.
+"""
+
+# ruff: noqa: PTH113, PTH118, PTH120, PTH122 - plain strings, as this runs a million times over
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+from edkit.data.errors import BadInput, Problem
+from edkit.data.names import caption_of_stem, is_camera_name
+from edkit.data.options import (
+    FOLDER_FILES,
+    NUMBER_FILES,
+    SIDECAR_SUFFIXES,
+    Said,
+    Words,
+    caption_words,
+    decode,
+    one_line_text,
+    read_option_file,
+    read_text,
+    read_yaml,
+    said_from_row,
+)
+from edkit.data.progress import Progress
+from edkit.data.sample import NOTHING_SAID, OPTION_NAMES, Caption, Options, Tag, split_text
+from edkit.data.walk import Listing, list_folder, nfc, walk
+
+BY_NAME, BY_FALLBACK = "<name>", "<fallback>"
+"""Caption sources that are neither a sidecar (".txt") nor a path."""
+
+
+class Cache(Protocol):
+    """Small values kept by path, size and time; edkit's Catalog is one."""
+
+    def cached_many(
+        self, kind: str, paths: Iterable[Path], *, stats: Mapping[Path, tuple[int, int]] | None = None
+    ) -> dict[Path, object]:
+        """The values kept for those files that are as they were."""
+
+    def put_cached_many(
+        self, kind: str, values: Mapping[Path, object], *, stats: Mapping[Path, tuple[int, int]] | None = None
+    ) -> None:
+        """Keep values for files as they were when `stats` (size, mtime_ns) was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A file or folder that was not read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(slots=True)
+class Columns:
+    """The set by columns: a row an image, sorted by folder and name (a manifest's in its order)."""
+
+    names: list[str] = field(default_factory=list)
+    folders: list[int] = field(default_factory=list)
+    captions: list[int] = field(default_factory=list)
+    options: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    folder_paths: list[str] = field(default_factory=list)
+    folder_keys: list[str] = field(default_factory=list)
+    caption_table: dict[str | Caption, int] = field(default_factory=dict)  # str: a verbatim text
+    option_table: dict[Options, int] = field(default_factory=dict)
+    source_table: dict[tuple[str, ...], int] = field(default_factory=dict)
+    repeats: dict[int, int] = field(default_factory=dict)  # row -> how often its path came before
+
+
+@dataclass(slots=True)
+class _FolderWord:
+    """What a folder says of its images: options resolved down to the defaults, and caption sources."""
+
+    options: Options
+    words: list[tuple[Words, str]]  # local.yaml, nearest global.yaml, farther ones; with their paths
+    error: Problem | None
+
+
+class Reader:
+    """Gathers columns, problems and skipped files over all places of a data root."""
+
+    def __init__(
+        self, *, base: Options, fallback: str | None, cache: Cache | None, progress: Progress
+    ) -> None:
+        self.base, self.fallback, self.cache, self.progress = base, fallback, cache, progress
+        self.columns = Columns()
+        self.problems: list[Problem] = []
+        self.blocked: dict[int, Problem] = {}
+        self.skipped: list[Skipped] = []
+        self.stats: dict[str, tuple[int, int]] = {}  # path -> (size, mtime_ns)
+        self._globals: dict[str, tuple[Said, str] | None] = {}
+        self._texts: dict[str, str] = {}  # caption files' texts, on one line
+        self._yamls: dict[str, Said] = {}
+        self._first: dict[str, int] | None = None  # path -> its first row, where paths may repeat
+
+    # -- directories
+
+    def directory(self, root: Path, prefix: str) -> None:
+        listings: list[tuple[str, Listing]] = []
+        with self.progress.task("walking", unit="folders") as advance:
+            for key, listing in walk(str(root), stats=self.cache is not None):
+                listings.append((key, listing))
+                advance(1)
+        for _, listing in listings:
+            self._note(listing)
+        self._load_sidecars([listing for _, listing in listings])
+        chains: dict[str, list[tuple[Said, str]]] = {}
+        with self.progress.task(
+            "reading captions", total=sum(len(one.images) for _, one in listings)
+        ) as advance:
+            for key, listing in listings:
+                above = chains.get(key.rpartition("/")[0], []) if key else []
+                own = self._global(listing)
+                chains[key] = ([own] if own else []) + above
+                if listing.images:
+                    self._folder(listing, prefix + key if key else prefix.rstrip(":"), chains[key])
+                    advance(len(listing.images))
+                elif odd := set(listing.options) - {"global.yaml"}:
+                    self._warn(
+                        "option-without-images",
+                        os.path.join(listing.path, listing.options[sorted(odd)[0]]),
+                        "holds for this folder alone, and the folder holds no image",
+                        "move it beside the images, or use global.yaml",
+                    )
+
+    def _folder(self, listing: Listing, key: str, chain: list[tuple[Said, str]]) -> None:
+        """One folder's images into the columns."""
+        word = self._folder_word(listing, chain)
+        folder = self._new_folder(listing.path, key)
+        columns, sidecars = self.columns, listing.sidecars
+        base_option = _intern(columns.option_table, word.options)
+        by_name = _intern(columns.source_table, (BY_NAME,))
+        lost: list[str] = []
+        for name in listing.images:
+            row = len(columns.names)
+            stem = nfc(os.path.splitext(name)[0])
+            beside = sidecars.get(stem)
+            if not beside and not word.words:
+                # most images of a large set come this way: a caption from the name, the folder's options
+                caption: str | Caption
+                caption, from_name = self._named(stem, listing.path, name, row)
+                source = by_name if from_name else _intern(columns.source_table, (BY_FALLBACK,))
+                columns.captions.append(_intern(columns.caption_table, caption))
+                columns.options.append(base_option)
+                columns.sources.append(source)
+            else:
+                self._image(listing, name, stem, beside or {}, word, lost, row)
+            columns.names.append(name)
+            columns.folders.append(folder)
+            if word.error is not None:
+                self.blocked.setdefault(row, word.error)
+        self._warn_lost(listing.path, lost)
+        self._warn_of_prose(listing.path, len(columns.names) - len(listing.images))
+        if word.options.multiply == 0 and word.error is None:
+            self._warn(
+                "multiply-zero", listing.path, f"multiply is 0: its {len(listing.images)} images are left out"
+            )
+        if self.cache is not None:
+            for name in listing.images:
+                self.stats[os.path.join(listing.path, name)] = listing.stats[name]
+
+    def _image(
+        self,
+        listing: Listing,
+        name: str,
+        stem: str,
+        beside: dict[str, str],
+        word: _FolderWord,
+        lost: list[str],
+        row: int,
+        first: Said | None = None,  # a manifest row's word, stronger than any file's
+        first_label: str = "",
+    ) -> None:
+        """One image's caption and options: from its sidecars or manifest row, its folder, its name."""
+        own: list[tuple[Words, str]] = []
+        blank_yaml: list[str] = []
+        options = NOTHING_SAID
+        if first is not None:
+            own.append((first.words, first_label))
+            options = first.options
+        for suffix in SIDECAR_SUFFIXES:
+            if suffix not in beside:
+                continue
+            path = os.path.join(listing.path, beside[suffix])
+            label = beside[suffix][len(os.path.splitext(beside[suffix])[0]) :]
+            if suffix in (".caption", ".txt"):
+                text = self._text(path, row)
+                if text is not None:
+                    own.append((Words(text, True), label))
+                continue
+            said = self._yaml(path, row)
+            options = options.over(said.options)
+            own.append((said.words, label))
+            if said == Said() and self._is_blank(path):
+                blank_yaml.append(label)
+        # a manifest's row that gives a caption stands for the sidecars
+        if first is not None and first.words.prompt is not None:
+            own = own[:1]
+        if blank_yaml and all(words.prompt is None for words, _ in own):
+            own.append((Words("", True), blank_yaml[0]))
+        options = options.over(word.options) if options is not NOTHING_SAID else word.options
+        sources = [*own, *word.words]
+        if all(words.prompt is None for words, _ in sources):
+            text, from_name = self._named(stem, listing.path, name, row)
+            sources.insert(len(own), (Words(text, True), BY_NAME if from_name else BY_FALLBACK))
+        caption, used, losers = _joined(sources, options.caption_style or "tags")
+        if losers:
+            if all(label.startswith(".") for label in losers):
+                winner = next(label for words, label in sources if words.prompt is not None)
+                self._warn(
+                    "main-prompt-twice",
+                    os.path.join(listing.path, name),
+                    f"{1 + len(losers)} main prompts: {winner} is used, not {', '.join(losers)}",
+                    "keep one of them",
+                )
+            else:
+                lost.append(name)
+        columns = self.columns
+        columns.captions.append(_intern(columns.caption_table, caption))
+        columns.options.append(_intern(columns.option_table, options))
+        columns.sources.append(_intern(columns.source_table, used))
+
+    def _named(self, stem: str, folder: str, name: str, row: int) -> tuple[str, bool]:
+        """The caption that the file name gives (True), or the fallback, or an error and nothing."""
+        if is_camera_name(stem):
+            what, code = "its name is a camera's or a program's, not a caption", "camera-name"
+        else:
+            caption = caption_of_stem(stem)
+            if caption:
+                return caption, True
+            what, code = "it has no caption: its name begins with _", "no-caption"
+        if self.fallback is not None:
+            return self.fallback, False
+        mend = "give it a .txt, rename it, or say --caption-fallback"
+        self._block(
+            row, Problem(level="error", code=code, where=os.path.join(folder, name), what=what, mend=mend)
+        )
+        return "", True
+
+    # -- folders
+
+    def _new_folder(self, path: str, key: str) -> int:
+        self.columns.folder_paths.append(path)
+        self.columns.folder_keys.append(key)
+        return len(self.columns.folder_paths) - 1
+
+    def _folder_word(self, listing: Listing, chain: list[tuple[Said, str]]) -> _FolderWord:
+        """The folder's own option files over its local.yaml over the globals, nearest first."""
+        own, errors = NOTHING_SAID, [p for said, _ in chain for p in said.problems if p.level == "error"]
+        for lower in sorted(listing.options.keys() - {"local.yaml", "global.yaml"}):
+            said = read_option_file(Path(listing.path, listing.options[lower]))
+            own = own.over(said.options)
+            self.problems += said.problems
+            errors += [p for p in said.problems if p.level == "error"]
+        words: list[tuple[Words, str]] = []
+        if "local.yaml" in listing.options:
+            path = os.path.join(listing.path, listing.options["local.yaml"])
+            local = read_yaml(Path(path))
+            self.problems += local.problems
+            errors += [p for p in local.problems if p.level == "error"]
+            for option in OPTION_NAMES:
+                mine, theirs = getattr(own, option), getattr(local.options, option)
+                if mine is not None and theirs is not None and mine != theirs:
+                    self._warn(
+                        "said-twice",
+                        path,
+                        f"{option} is {theirs} here, but {option}.txt says {mine} and wins",
+                    )
+            own = own.over(local.options)
+            words.append((local.words, path))
+        for said, path in chain:
+            own = own.over(said.options)
+            words.append((said.words, path))
+        words = [(w, path) for w, path in words if w.prompt is not None or w.tags]
+        return _FolderWord(own.over(self.base), words, errors[0] if errors else None)
+
+    def _global(self, listing: Listing) -> tuple[Said, str] | None:
+        """The folder's global.yaml, read once."""
+        if listing.path not in self._globals:
+            name = listing.options.get("global.yaml")
+            found = None
+            if name is not None:
+                path = os.path.join(listing.path, name)
+                said = read_yaml(Path(path))
+                self.problems += said.problems
+                found = (said, path)
+            self._globals[listing.path] = found
+        return self._globals[listing.path]
+
+    def _note(self, listing: Listing) -> None:
+        """What the listing shows besides images: skipped files, clashes, sidecars of nothing."""
+        for name, reason in listing.skipped:
+            self.skipped.append(Skipped(path=Path(listing.path, name), reason=reason))
+            if name == "":
+                self._problem("error", "unreadable-folder", listing.path, reason)
+        for one, other in listing.clashes:
+            self._warn(
+                "clashing-names",
+                os.path.join(listing.path, other),
+                f"differs from {one} in case alone: Windows and macOS lose one of them",
+                "rename one",
+            )
+        by_stem: dict[str, list[str]] = {}
+        for name in listing.images:
+            by_stem.setdefault(nfc(os.path.splitext(name)[0]), []).append(name)
+        for stem, endings in listing.sidecars.items():
+            images = by_stem.get(stem)
+            for suffix, name in endings.items():
+                path = os.path.join(listing.path, name)
+                lower = name.lower()
+                if lower.removesuffix(".txt") in FOLDER_FILES or lower in (
+                    "multiply.yaml",
+                    "local.yml",
+                    "global.yml",
+                ):
+                    right = lower.removesuffix(".txt") if lower.endswith(".txt") else _right_name(lower)
+                    self._warn(
+                        "double-ending",
+                        path,
+                        f"is not read: the name must be {right}",
+                        f"rename it to {right}",
+                    )
+                elif not images:
+                    self._warn("sidecar-without-image", path, "no image of this name stands beside it")
+                elif len(images) > 1 and suffix == next(iter(endings)):
+                    self._warn(
+                        "shared-sidecar",
+                        path,
+                        f"is the sidecar of {len(images)} images: {', '.join(images)}",
+                        "give each image a name of its own",
+                    )
+
+    # -- manifests
+
+    def manifest(self, path: Path, prefix: str) -> None:
+        """The images of a JSON manifest, in its order."""
+        rows = _manifest_rows(path)
+        base = path.parent
+        listings: dict[str, Listing] = {}
+        entries: list[tuple[int, dict[str, Any], str]] = []
+        for number, row in enumerate(rows, 1):
+            where = f"{path}, row {number}"
+            image = row.get("image") if isinstance(row, dict) else None
+            if not isinstance(row, dict) or not isinstance(image, str) or not image:
+                self._problem("error", "bad-row", where, 'a row must be {"image": path, ...}')
+                continue
+            full = os.path.normpath(os.path.join(base, image))
+            folder = os.path.dirname(full)
+            if folder not in listings:
+                try:
+                    listings[folder] = list_folder(folder, stats=self.cache is not None)
+                except OSError:
+                    listings[folder] = Listing(folder)
+            if not os.path.isfile(full):
+                self._problem(
+                    "error",
+                    "missing-image",
+                    where,
+                    f"{image} is not there",
+                    "mend the path, or remove the row",
+                )
+                continue
+            entries.append((number, row, full))
+        self._load_sidecars(list(listings.values()))
+        words: dict[str, tuple[int, _FolderWord]] = {}
+        lost: dict[str, list[str]] = {}
+        columns = self.columns
+        with self.progress.task("reading captions", total=len(entries)) as advance:
+            for number, row, full in entries:
+                folder, name = os.path.split(full)
+                if folder not in words:
+                    key = _relative(folder, str(base))
+                    key = prefix + key if key else prefix.rstrip(":")
+                    chain = self._chain(folder, str(base), listings)
+                    words[folder] = (
+                        self._new_folder(folder, key),
+                        self._folder_word(listings[folder], chain),
+                    )
+                folder_id, word = words[folder]
+                index = len(columns.names)
+                said = said_from_row(row, path, number)
+                self._take(said.problems, index)
+                stem = nfc(os.path.splitext(name)[0])
+                beside = listings[folder].sidecars.get(stem, {})
+                self._image(
+                    listings[folder],
+                    name,
+                    stem,
+                    beside,
+                    word,
+                    lost.setdefault(folder, []),
+                    index,
+                    said,
+                    str(path),
+                )
+                columns.names.append(name)
+                columns.folders.append(folder_id)
+                if word.error is not None:
+                    self.blocked.setdefault(index, word.error)
+                if self.cache is not None and name in listings[folder].stats:
+                    self.stats[full] = listings[folder].stats[name]
+                advance(1)
+        for folder, names in lost.items():
+            self._warn_lost(folder, names)
+
+    def _chain(self, folder: str, base: str, listings: dict[str, Listing]) -> list[tuple[Said, str]]:
+        """The global.yaml files from the image's folder up to the manifest's."""
+        found = []
+        inside = folder == base or folder.startswith(base.rstrip(os.sep) + os.sep)
+        while True:
+            if folder not in listings:
+                try:
+                    listings[folder] = list_folder(folder)
+                except OSError:
+                    listings[folder] = Listing(folder)
+            said = self._global(listings[folder])
+            if said:
+                found.append(said)
+            if not inside or folder == base:
+                return found
+            folder = os.path.dirname(folder)
+
+    def warn_of_repeats(self) -> None:
+        """Images that come more than once (in a manifest, or through two places) get keys of their own."""
+        columns = self.columns
+        if len(columns.folder_paths) == len(set(columns.folder_paths)) and not self._may_repeat():
+            return
+        seen: dict[str, int] = {}
+        for row, name in enumerate(columns.names):
+            path = os.path.join(columns.folder_paths[columns.folders[row]], name)
+            count = seen.get(path, 0)
+            if count:
+                columns.repeats[row] = count + 1
+                if count == 1:
+                    self._warn("image-twice", path, "comes more than once in the data root")
+            seen[path] = count + 1
+
+    def _may_repeat(self) -> bool:
+        columns = self.columns
+        pairs = set(zip(columns.folders, columns.names, strict=True))
+        return len(pairs) < len(columns.names)
+
+    # -- sidecars, through the cache
+
+    def _load_sidecars(self, listings: list[Listing]) -> None:
+        """Read every sidecar that has an image, those that the cache knows from there."""
+        wanted: dict[bool, list[tuple[str, tuple[int, int] | None]]] = {False: [], True: []}
+        for listing in listings:
+            stems = {nfc(os.path.splitext(name)[0]) for name in listing.images} if listing.sidecars else set()
+            for stem, endings in listing.sidecars.items():
+                if stem not in stems:
+                    continue
+                for suffix, name in endings.items():
+                    path = os.path.join(listing.path, name)
+                    wanted[suffix in (".yaml", ".yml")].append((path, listing.stats.get(name)))
+        if self.cache is None:
+            return  # read one by one, when their image comes
+        self._from_cache("caption-text/1", wanted[False], self._read_plain, self._texts, lambda v: v)
+        self._from_cache("caption-yaml/1", wanted[True], self._read_plain_yaml, self._yamls, _said_from_json)
+
+    def _from_cache(
+        self,
+        kind: str,
+        wanted: list[tuple[str, tuple[int, int] | None]],
+        make: Callable[[str], object],
+        into: dict[str, Any],
+        load: Callable[[Any], Any],
+    ) -> None:
+        assert self.cache is not None
+        stats = {Path(path): stat for path, stat in wanted if stat is not None}
+        known = self.cache.cached_many(kind, stats, stats=stats)
+        fresh: dict[Path, object] = {}
+        with self.progress.task("reading sidecars", total=len(wanted), unit="files") as advance:
+            for path, _ in wanted:
+                value = known.get(Path(path))
+                if value is None:
+                    value = make(path)
+                    if value is not None:
+                        fresh[Path(path)] = value
+                if value is not None:
+                    into[path] = load(value)
+                advance(1)
+        if fresh:
+            self.cache.put_cached_many(kind, fresh, stats=stats)
+
+    def _read_plain(self, path: str) -> str | None:
+        try:
+            return one_line_text(read_text(Path(path)))
+        except BadInput:
+            return None  # told when its image comes
+
+    def _read_plain_yaml(self, path: str) -> object:
+        try:
+            text = read_text(Path(path))
+        except BadInput:
+            return None
+        said = read_yaml(Path(path))
+        # a file with problems is told of every time, and one that names others depends on them
+        return None if said.problems or "caption" in text or not text.strip() else _said_to_json(said)
+
+    def _text(self, path: str, row: int) -> str | None:
+        if path in self._texts:
+            return self._texts[path]
+        try:
+            text = caption_words(read_text(Path(path))).prompt
+        except BadInput as error:
+            self._block(
+                row,
+                Problem(
+                    level="error",
+                    code="bad-encoding",
+                    where=error.where or path,
+                    what=error.what,
+                    mend=error.mend or "",
+                ),
+            )
+            # not also an error for its name: the person did caption it
+            return ""
+        return text
+
+    def _yaml(self, path: str, row: int) -> Said:
+        said = self._yamls.get(path)
+        if said is None:
+            said = read_yaml(Path(path))
+            self._take(said.problems, row)
+        return said
+
+    def _is_blank(self, path: str) -> bool:
+        try:
+            return not read_text(Path(path)).strip()
+        except BadInput:
+            return False
+
+    # -- problems
+
+    def _warn(self, code: str, where: str, what: str, mend: str = "") -> None:
+        self._problem("warning", code, where, what, mend)
+
+    def _problem(self, level: Any, code: str, where: str, what: str, mend: str = "") -> None:
+        self.problems.append(Problem(level=level, code=code, where=where, what=what, mend=mend))
+
+    def _block(self, row: int, problem: Problem) -> None:
+        self.problems.append(problem)
+        self.blocked.setdefault(row, problem)
+
+    def _take(self, problems: Iterable[Problem], row: int) -> None:
+        for problem in problems:
+            self.problems.append(problem)
+            if problem.level == "error":
+                self.blocked.setdefault(row, problem)
+
+    def _warn_lost(self, folder: str, names: list[str]) -> None:
+        if names:
+            self._warn(
+                "main-prompt-twice",
+                folder,
+                f"{len(names)} images have a main prompt of their own: that of local.yaml or global.yaml"
+                f" is not used for them (first: {names[0]})",
+            )
+
+    def _warn_of_prose(self, folder: str, start: int) -> None:
+        """Warn where tags are shuffled and captions read as sentences."""
+        columns = self.columns
+        if not any(o.shuffle_tags and o.caption_style != "prose" for o in columns.option_table):
+            return
+        options, captions = list(columns.option_table), list(columns.caption_table)
+        shuffled = [
+            captions[columns.captions[row]]
+            for row in range(start, len(columns.names))
+            if (o := options[columns.options[row]]).shuffle_tags and o.caption_style != "prose"
+        ]
+        prose = [c for c in shuffled if isinstance(c, str) and _reads_as_prose(c)]
+        if prose:
+            self._warn(
+                "prose-shuffled",
+                folder,
+                f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose ({prose[0][:60]})",
+                "say caption_style: prose, or turn shuffle_tags off",
+            )
+
+
+def _joined(sources: list[tuple[Words, str]], style: Any) -> tuple[str | Caption, tuple[str, ...], list[str]]:
+    """The caption of its sources, strongest first; the labels of those used, and of lost main prompts."""
+    lead = next(i for i, (words, _) in enumerate(sources) if words.prompt is not None)
+    first, label = sources[lead]
+    assert first.prompt is not None
+    losers = [label] * len(first.more)
+    tags: dict[str, Tag] = {}
+    used = []
+    others = False  # whether anything stands beside the leading text
+    main = first.prompt
+    for i, (words, name) in enumerate(sources):
+        own: tuple[Tag, ...] = words.tags
+        if words.prompt is not None and words.is_text and style != "prose":
+            pieces = split_text(words.prompt)
+            own = pieces[1] + own
+            main = pieces[0] if i == lead else main
+        if i != lead and words.prompt is not None:
+            losers += [name] * (1 + len(words.more))
+        if i == lead or own:
+            used.append(name)
+        others = others or (bool(words.tags) if i == lead else bool(own))
+        for tag in own:
+            tags.setdefault(tag.text, tag)
+    if first.is_text and not others:
+        return first.prompt, (label,), losers
+    return Caption(text=main, tags=tuple(tags.values()), verbatim=False), tuple(used), losers
+
+
+def _reads_as_prose(text: str) -> bool:
+    """Whether a caption is sentences rather than tags: ends like one, or its pieces are clauses."""
+    pieces = text.split(", ")
+    if len(pieces) == 1:
+        return False
+    sentence = text.rstrip().endswith((".", "!", "?")) or ". " in text
+    return sentence or max(len(piece.split()) for piece in pieces[1:]) > 6
+
+
+def _manifest_rows(path: Path) -> list[Any]:
+    text = _read_any(path)
+
+    def refuse(constant: str) -> Any:
+        raise BadInput(f"{constant} is not a number", where=str(path))
+
+    try:
+        rows = json.loads(text, parse_float=Decimal, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not valid JSON: {error.msg.lower()}", where=f"{path}:{error.lineno}") from error
+    except RecursionError as error:
+        raise BadInput("not valid JSON: nested too deeply", where=str(path)) from error
+    if not isinstance(rows, list):
+        raise BadInput('a manifest must be a list of {"image": path, ...}', where=str(path))
+    return rows
+
+
+def _read_any(path: Path) -> str:
+    """A text file of any length (a manifest), decoded as captions are."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BadInput(f"can't be read: {(error.strerror or str(error)).lower()}", where=str(path)) from error
+
+
+def _right_name(lower: str) -> str:
+    stem = lower.rpartition(".")[0]
+    return f"{stem}.txt" if stem in NUMBER_FILES else f"{stem}.yaml"
+
+
+def _relative(folder: str, base: str) -> str:
+    try:
+        relative = os.path.relpath(folder, base)
+    except ValueError:  # another drive
+        relative = folder
+    return "" if relative == "." else nfc(relative.replace(os.sep, "/"))
+
+
+def _multiply(options: Options) -> Decimal:
+    return Decimal(1) if options.multiply is None else options.multiply
+
+
+def _intern(table: dict[Any, int], value: Any) -> int:
+    return table.setdefault(value, len(table))
+
+
+def _said_to_json(said: Said) -> object:
+    words, options = said.words, said.options
+    return {
+        "words": [words.prompt, words.is_text, [[t.text, t.weight] for t in words.tags], list(words.more)],
+        "options": {
+            name: str(value) if isinstance(value, Decimal) else value
+            for name in OPTION_NAMES
+            if (value := getattr(options, name)) is not None
+        },
+    }
+
+
+def _said_from_json(value: Any) -> Said:
+    prompt, is_text, tags, more = value["words"]
+    options = dict(value["options"])
+    if "multiply" in options:
+        options["multiply"] = Decimal(options["multiply"])
+    words = Words(prompt, is_text, tuple(Tag(text, weight) for text, weight in tags), tuple(more))
+    return Said(words=words, options=Options(**options) if options else NOTHING_SAID)

@@ -1,0 +1,124 @@
+"""Walking a data root: which files stand in which folder, sorted, the same on every machine."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from edkit.data.image import IMAGE_SUFFIXES
+from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
+
+STATE_NAME = ".edkit"
+
+
+@dataclass(slots=True)
+class Listing:
+    """One folder's files by their role; names as the file system spells them, sorted."""
+
+    path: str
+    images: list[str] = field(default_factory=list)
+    sidecars: dict[str, dict[str, str]] = field(default_factory=dict)  # NFC stem -> {".txt": name}
+    options: dict[str, str] = field(default_factory=dict)  # lower-case name -> name
+    folders: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    clashes: list[tuple[str, str]] = field(default_factory=list)  # names that differ in case or ending alone
+    stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (size, mtime_ns)
+
+
+def nfc(name: str) -> str:
+    """The name in composed form: what one file system composes and another decomposes is one name."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def list_folder(path: str, *, stats: bool = False) -> Listing:
+    """The folder's files by role (`stats`: with sizes and times); OSError where it can't be read."""
+    found = Listing(path)
+    with os.scandir(path) as scan:
+        entries = sorted(scan, key=lambda entry: (nfc(entry.name), entry.name))
+    seen: dict[str, str] = {}
+    for entry in entries:
+        name = entry.name
+        try:
+            if entry.is_dir():
+                if name.startswith("."):
+                    if name != STATE_NAME:
+                        found.skipped.append((name, "a hidden folder"))
+                else:
+                    found.folders.append(name)
+                continue
+            if not entry.is_file():
+                reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+                found.skipped.append((name, reason))
+                continue
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million times over, on plain strings
+            suffix = suffix.lower()
+            is_image = suffix in IMAGE_SUFFIXES
+            if name.startswith("."):
+                if is_image:
+                    found.skipped.append((name, "a hidden file"))
+                continue
+            lower = name.lower()
+            if is_image:
+                found.images.append(name)
+            elif lower in FOLDER_FILES:
+                if lower in found.options:
+                    found.clashes.append((found.options[lower], name))
+                else:
+                    found.options[lower] = name
+            elif suffix in SIDECAR_SUFFIXES:
+                endings = found.sidecars.setdefault(nfc(stem), {})
+                if suffix in endings:
+                    found.clashes.append((endings[suffix], name))
+                else:
+                    endings[suffix] = name
+            else:
+                found.skipped.append((name, f"{suffix} is not read" if suffix else "no ending"))
+                continue
+            if is_image:
+                folded = nfc(name).casefold()
+                if folded in seen:
+                    found.clashes.append((seen[folded], name))
+                seen[folded] = name
+            if stats:
+                stat = entry.stat()
+                found.stats[name] = (stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            found.skipped.append((name, (error.strerror or str(error)).lower()))
+    return found
+
+
+def walk(root: str, *, stats: bool = False) -> Iterator[tuple[str, Listing]]:
+    """(key, listing) of the folder and of every folder below it, sorted; the root's key is "".
+
+    Links to folders are followed, unless they lead back to a folder they stand in. A folder that can't be
+    read comes as a listing whose one skipped entry "" gives the reason.
+    """
+
+    def visit(path: str, key: str, above: tuple[str, ...]) -> Iterator[tuple[str, Listing]]:
+        try:
+            listing = list_folder(path, stats=stats)
+        except OSError as error:
+            listing = Listing(path)
+            listing.skipped.append(("", f"can't be read: {(error.strerror or str(error)).lower()}"))
+            yield key, listing
+            return
+        below: list[tuple[str, str, tuple[str, ...]]] = []
+        for name in listing.folders:
+            inner = os.path.join(path, name)  # noqa: PTH118
+            chain = above
+            if os.path.islink(inner):  # noqa: PTH114
+                real = os.path.realpath(inner)
+                if any(folder == real or folder.startswith(real.rstrip(os.sep) + os.sep) for folder in above):
+                    listing.skipped.append((name, "a link back to a folder it stands in"))
+                    continue
+                chain = (*above, real)
+            else:
+                chain = (*above[:-1], os.path.join(above[-1], name))  # noqa: PTH118
+            below.append((inner, f"{key}/{nfc(name)}" if key else nfc(name), chain))
+        yield key, listing
+        for inner, inner_key, chain in below:
+            yield from visit(inner, inner_key, chain)
+
+    yield from visit(root, "", (os.path.realpath(root),))
