@@ -1,0 +1,325 @@
+"""`rename-captions`: every image gets the file name that is its caption."""
+
+# text paths: Path objects cost more than the work in loops over 100,000 files
+# ruff: noqa: PTH120, PTH208
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edkit.caption.folder import MASK, Companion, Wanted, companions_of, nfc, plan_folder, split
+from edkit.data.errors import BadInput, Problem, UsageError
+from edkit.data.names import caption_of_stem, is_camera_name
+from edkit.data.options import SIDECAR_SUFFIXES, Said, one_line_text, read_text, read_yaml
+from edkit.data.progress import SILENT, Progress
+from edkit.data.sample import NOTHING_SAID, OPTION_NAMES, Options
+
+if TYPE_CHECKING:
+    from edkit.data.journal import Change
+    from edkit.data.sample import Sample
+
+Source = Literal["filename", "sidecar"]
+
+_CASCADES = ("local.yaml", "global.yaml")
+_CAPTION_ERRORS = ("bad-encoding", "bad-yaml", "missing-caption-file")
+_YAML = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """An image that was left as it is, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One change of a file: `move`, `trash` or `write`; paths relative to the data root."""
+
+    kind: Literal["move", "trash", "write"]
+    path: str
+    to: str  # for a move; else ""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    """What `rename_captions` did, or on a dry run would do."""
+
+    root: Path
+    num_images: int
+    num_renamed: int
+    num_right: int  # had the right name already
+    num_followed: int  # sidecars that went with their image
+    num_set_aside: int  # sidecars that said otherwise, moved to the trash
+    num_options_kept: int  # YAML sidecars whose options went on without their caption
+    num_written: int  # captions that stand in a .txt, as no file name can hold them
+    left: tuple[Left, ...]
+    notes: tuple[str, ...]
+    steps: tuple[Step, ...]
+    operation: int | None
+    dry_run: bool
+
+
+def rename_captions(
+    root: Path | str,
+    *,
+    caption: str | None = None,
+    source: Source | None = None,
+    dry_run: bool = False,
+    state_dir: Path | None = None,
+    command: str = "",
+    progress: Progress = SILENT,
+) -> Renamed:
+    """Rename every image of a folder tree to `caption_(n).ext`, as one operation that `undo` takes back.
+
+    The caption is what training would see today (the sidecar's before the file name's), or `caption` for
+    every image, or with `source` strictly the one of the file name or of the sidecar. Sidecars that say the
+    same go with their image; those that say otherwise go to the trash, the options of a YAML sidecar stay. A
+    caption that no file name can hold stands whole in a `.txt` sidecar; the name shows a safe form of it.
+
+    Raises UsageError (no folder, an empty caption, both `caption` and `source`), BadInput where no image has
+    a caption to be named by.
+    """
+    from edkit.data.catalog import Catalog
+    from edkit.data.dataset import read
+    from edkit.data.journal import Move, Write, apply
+
+    root = Path(root).absolute()
+    if not root.is_dir():
+        raise UsageError("no such folder", where=str(root))
+    if caption is not None and source is not None:
+        raise UsageError("--caption and --from say two different things", mend="give one of them")
+    if caption is not None:
+        caption = caption.strip()
+        if not caption:
+            raise UsageError(
+                "an empty caption can't name an image",
+                where="--caption",
+                mend="empty .txt sidecars make empty captions",
+            )
+
+    with Catalog.open(
+        root, state_dir=state_dir, write=not dry_run, command=command, progress=progress
+    ) as catalog:
+        dataset = read(root, sizes=False, catalog=catalog, progress=progress)
+        if not len(dataset):
+            raise BadInput("no images in it", where=str(root))
+        changes: list[Change] = []
+        left: list[Left] = []
+        notes: list[str] = []
+        num_wanted = 0
+        aside: set[Path] = set()
+        stripped: set[Path] = set()
+        folders: dict[str, list[Sample]] = {}
+        for sample in dataset:
+            folders.setdefault(os.path.dirname(sample.path), []).append(sample)
+        unclear = {
+            dataset.path(i): problem
+            for i in range(len(dataset))
+            if (problem := dataset.error(i)) is not None and problem.code in _CAPTION_ERRORS
+        }
+        with progress.task("naming", total=len(dataset)) as advance:
+            for folder in sorted(folders):
+                cascade = _cascade_main(Path(folder), root)
+                samples = _without_masks(folders[folder])
+                entries = os.listdir(folder)
+                companions = companions_of(entries, {sample.path.name for sample in samples})
+                wanted = []
+                for sample in samples:
+                    found = _wanted(sample, companions, caption, source, cascade)
+                    if sample.path in unclear and caption is None and source != "filename":
+                        found = _left_for(sample.path, unclear[sample.path])
+                    if isinstance(found, Left):
+                        left.append(found)
+                    else:
+                        wanted.append(found)
+                        aside.update(Path(folder, name) for name in found.aside)
+                        stripped.update(Path(folder, name) for name in found.options)
+                if cascade is not None and any(image.write for image in wanted):
+                    notes.append(
+                        f"{_relative(cascade, root)} gives a main prompt, which is stronger than file names: "
+                        f"it stays, and the captions in {_relative(folder, root)} stand in .txt sidecars too"
+                    )
+                changes += plan_folder(Path(folder), entries, wanted)
+                num_wanted += len(wanted)
+                advance(len(folders[folder]))
+        if not num_wanted:
+            first = left[0]
+            raise BadInput(
+                f"no image has a caption to be named by: {first.reason}",
+                where=_relative(first.path, root),
+                mend='say what the pictures show: --caption "person"',
+            )
+        applied = apply(
+            catalog, changes, verb="rename-captions", command=command, dry_run=dry_run, progress=progress
+        )
+    left += [Left(path=_subject(change), reason=why) for change, why in applied.skipped]
+    failed = {id(change) for change, _ in applied.skipped}
+    done = [change for change in changes if id(change) not in failed]
+    images = set(dataset.paths)
+    moved = [change for change in done if isinstance(change, Move)]
+    num_renamed = sum(change.src in images for change in moved)
+    return Renamed(
+        root=root,
+        num_images=len(dataset),
+        num_renamed=num_renamed,
+        num_right=num_wanted - num_renamed,
+        num_followed=len(moved) - num_renamed,
+        num_set_aside=len(aside),
+        num_options_kept=len(stripped),
+        num_written=sum(isinstance(change, Write) and change.path.suffix == ".txt" for change in done),
+        left=tuple(left),
+        notes=tuple(notes),
+        steps=tuple(_step(change, root) for change in done),
+        operation=applied.operation,
+        dry_run=dry_run,
+    )
+
+
+def _without_masks(samples: list[Sample]) -> list[Sample]:
+    """The images of a folder, less those that are another's mask and go with it."""
+    stems = {split(sample.path.name)[0] for sample in samples}
+    masked = {stem + MASK for stem in stems} & stems
+    return [sample for sample in samples if split(sample.path.name)[0] not in masked]
+
+
+def _wanted(
+    sample: Sample,
+    companions: Mapping[str, list[Companion]],
+    caption: str | None,
+    source: Source | None,
+    cascade: Path | None,
+) -> Wanted | Left:
+    """The caption that one image is to be named by, and what its sidecars say to it."""
+    path = sample.path
+    stem = split(path.name)[0]
+    by_name = path in sample.sources  # no sidecar and no cascade gives a main prompt
+    own = [found for found in sample.sources if found != path and found.name.lower() not in _CASCADES]
+    if caption is None and source != "filename" and not by_name:
+        if source == "sidecar" and not own:
+            return Left(path=path, reason="no sidecar gives it a caption")
+        return Wanted(name=path.name, caption=_whole(sample), given=True)
+    if caption is None:
+        if source == "sidecar":
+            return Left(path=path, reason="no sidecar gives it a caption")
+        if is_camera_name(stem):
+            return Left(path=path, reason="a camera or a program gave this name; it is no caption")
+        caption = caption_of_stem(stem)
+        if not caption:
+            return Left(path=path, reason="its name says nothing before the first _")
+        if source is None:
+            return Wanted(name=path.name, caption=caption)
+    return _overruling(path, companions.get(nfc(stem), ()), caption, cascade)
+
+
+def _overruling(
+    path: Path, companions: Iterable[Companion], caption: str, cascade: Path | None
+) -> Wanted | Left:
+    """The image under a caption that its sidecars may not agree with."""
+    aside: set[str] = set()
+    options: dict[str, bytes] = {}
+    agrees = False
+    for companion in companions:
+        name, suffix = companion.name, companion.tail.lower()
+        sidecar = path.with_name(name)
+        if suffix in _YAML:
+            said = read_yaml(sidecar)
+            errors = [problem for problem in said.problems if problem.level == "error"]
+            if errors:
+                return _left_for(path, errors[0])
+            words = said.words
+            if said == Said():
+                aside.add(name)  # an empty YAML means an empty caption
+            elif words.prompt is None and not words.tags:
+                continue  # it says nothing of the caption
+            if words.prompt == caption and not words.tags and not words.more:
+                agrees = True
+            elif said.options != NOTHING_SAID:
+                options[name] = dump_options(said.options)
+            else:
+                aside.add(name)
+        elif suffix in SIDECAR_SUFFIXES:
+            if _text_of(sidecar) == caption:
+                agrees = True
+            else:
+                aside.add(name)
+    return Wanted(
+        name=path.name,
+        caption=caption,
+        write=cascade is not None,
+        given=agrees,
+        aside=frozenset(aside),
+        options=options,
+    )
+
+
+def _text_of(sidecar: Path) -> str | None:
+    try:
+        return one_line_text(read_text(sidecar))
+    except BadInput:  # whatever it says, it is not the caption; it goes to the trash as it is
+        return None
+
+
+def _left_for(path: Path, problem: Problem) -> Left:
+    return Left(path=path, reason=f"{Path(problem.where).name}: {problem.what}")
+
+
+def _whole(sample: Sample) -> str:
+    """The caption with all its tags, in their order."""
+    return ", ".join(
+        part for part in (sample.caption.text, *(tag.text for tag in sample.caption.tags)) if part
+    )
+
+
+def dump_options(options: Options) -> bytes:
+    """Options as a YAML sidecar says them: one `key: value` line each, numbers in their own digits."""
+    import yaml
+
+    lines = []
+    for name in OPTION_NAMES:
+        value = getattr(options, name)
+        if isinstance(value, Decimal):
+            lines.append(f"{name}: {value:f}\n")
+        elif value is not None:
+            lines.append(yaml.safe_dump({name: value}, allow_unicode=True, width=1000))
+    return "".join(lines).encode("utf-8")
+
+
+def _cascade_main(folder: Path, root: Path) -> Path | None:
+    """The strongest local.yaml or global.yaml that gives the images of a folder a main prompt."""
+    above = [folder, *folder.parents]
+    above = above[: above.index(root) + 1]
+    for path in (folder / "local.yaml", *(place / "global.yaml" for place in above)):
+        if path.is_file() and read_yaml(path).words.prompt is not None:
+            return path
+    return None
+
+
+def _relative(path: Path | str, root: Path) -> str:
+    return Path(path).relative_to(root).as_posix()
+
+
+def _subject(change: Change) -> Path:
+    from edkit.data.journal import Move
+
+    return change.src if isinstance(change, Move) else change.path
+
+
+def _step(change: Change, root: Path) -> Step:
+    from edkit.data.journal import Move, Trash
+
+    if isinstance(change, Move):
+        return Step(
+            kind="move",
+            path=_relative(change.src, root),
+            to=_relative(change.dst, root),
+            reason=change.reason,
+        )
+    kind: Literal["trash", "write"] = "trash" if isinstance(change, Trash) else "write"
+    return Step(kind=kind, path=_relative(change.path, root), to="", reason=change.reason)
