@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,27 +101,23 @@ def dedupe(
     with open_catalog(
         roots[0], state_dir=state_dir, changes=not dry_run, command="dedupe", progress=progress
     ) as catalog:
-        measured = measure(catalog, listing.images, _FACTS, workers=workers, progress=progress)
+        measured = measure(catalog, listing.images, FACTS_NEEDED, workers=workers, progress=progress)
         facts = {path: one for path, one in measured.items() if not isinstance(one, Problem)}
         ids = catalog.content_ids(facts)
         ranking = _Ranking(listing, facts, prefer, listing.under(protect))
-        contents: dict[str, list[Path]] = defaultdict(list)
-        for path in sorted(facts, key=ranking.key):
-            contents[ids[path]].append(path)
+        contents = _contents(ranking, ids)
         if method == "exact":
             alike: _Likeness = _Exact()
         elif method == "phash":
-            alike = _ByHash([facts[paths[0]] for paths in contents.values()], radius)
+            alike = _ByHash([facts[paths[0]] for paths in contents], radius)
         else:
-            from edkit.measure.embed import Encoder
+            from edkit.measure.embed import Encoder, resolve
 
             assert clip is not None
-            encoder = Encoder(clip=clip, pretrained=pretrained, progress=progress)
-            vectors = encoder.embeddings(
-                catalog, [paths[0] for paths in contents.values()], progress=progress
-            )
-            alike = _ByEmbedding(vectors, threshold)
-        groups, pairs = _group(list(contents.values()), alike, mirrored, ranking, roots[0])
+            encoder = Encoder(resolve(clip, pretrained, progress=progress), progress=progress)
+            firsts = [paths[0] for paths in contents]
+            alike = _ByEmbedding(encoder.embeddings(catalog, firsts, progress=progress), firsts, threshold)
+        groups, pairs = _group(contents, alike, mirrored, ranking, roots[0])
         trashed = [(group, member) for group in groups for member in group.members if not member.protected]
         applied = set_aside(
             catalog,
@@ -153,7 +150,7 @@ def dedupe(
     )
 
 
-_FACTS = ("width", "height", "num_bytes", "sharpness", "phash", "phash_mirror", "thumb")
+FACTS_NEEDED = ("width", "height", "num_bytes", "sharpness", "phash", "phash_mirror", "thumb")
 
 
 def _validate(
@@ -175,6 +172,16 @@ def _validate(
         )
 
 
+def near_duplicates(
+    listing: Listing, facts: Mapping[Path, Facts], ids: Mapping[Path, str], *, radius: int, root: Path
+) -> list[Group]:
+    """The groups that `dedupe` would find by pHash; `facts` as `FACTS_NEEDED` names them."""
+    ranking = _Ranking(listing, facts, "largest", frozenset())
+    contents = _contents(ranking, ids)
+    alike = _ByHash([facts[paths[0]] for paths in contents], radius)
+    return _group(contents, alike, False, ranking, root)[0]
+
+
 # ---- which image is best
 
 
@@ -188,7 +195,7 @@ class _Ranking:
         tests = {"largest": self._larger, "sharpest": self._sharper, "oldest": self._older}
         others = (self._larger, self._less_compressed, self._sharper, self._captioned, self._older)
         self._tests = list(dict.fromkeys([self._guarded, tests[prefer], *others]))
-        self._mtimes = {path: path.stat().st_mtime_ns for path in facts}
+        self._mtimes = {path: _mtime(path) for path in facts}
 
     def key(self, path: Path) -> tuple[float | str, ...]:
         """Sorts the best first."""
@@ -234,9 +241,24 @@ class _Ranking:
         return -float(self._mtimes[path]), ""
 
 
+def _mtime(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # gone since it was measured: whatever is still there is older
+        return sys.maxsize
+
+
 def _number(value: object) -> float:
     assert isinstance(value, int | float)
     return float(value)
+
+
+def _contents(ranking: _Ranking, ids: Mapping[Path, str]) -> list[list[Path]]:
+    """The files of each content, best first, and the contents by their best file."""
+    contents: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(ranking.facts, key=ranking.key):
+        contents[ids[path]].append(path)
+    return list(contents.values())
 
 
 # ---- which contents are alike; contents are numbered, best first
@@ -331,8 +353,18 @@ def _rows(pairs: object, num_rows: int) -> Callable[[int], Iterator[tuple[int, i
 class _ByEmbedding(_Likeness):
     """Cosine of the embeddings at least the threshold."""
 
-    def __init__(self, vectors: NDArray[np.float32], threshold: float) -> None:
-        self._vectors, self._threshold = vectors, threshold  # (n, d), of length 1 each
+    def __init__(
+        self, found: Mapping[Path, NDArray[np.float32] | Problem], firsts: Sequence[Path], threshold: float
+    ) -> None:
+        import numpy as np
+
+        known = [None if isinstance(one := found[path], Problem) else one for path in firsts]
+        dim = next((len(one) for one in known if one is not None), 0)
+        nothing = np.zeros(dim, dtype=np.float32)  # what has no embedding is like nothing else
+        self._vectors = (
+            np.stack([nothing if one is None else one for one in known]) if known else nothing[None]
+        )
+        self._threshold = threshold
 
     def near(self, one: int) -> Iterator[_Near]:
         import numpy as np

@@ -10,16 +10,9 @@ from pathlib import Path
 
 from edkit.data.catalog import Catalog
 from edkit.data.errors import StateError, UsageError
-from edkit.data.image import is_image
 from edkit.data.journal import Applied, Trash, apply
 from edkit.data.progress import SILENT, Progress
-
-SIDECAR_SUFFIXES = frozenset({".yaml", ".yml", ".caption", ".txt"})
-OPTION_FILES = frozenset(
-    {"multiply.txt", "cond_dropout.txt", "flip_p.txt", "loss_scale.txt", "batch_id.txt", "shuffle_tags.txt"}
-    | {"local.yaml", "local.yml", "global.yaml", "global.yml"}
-)
-"""Files that speak for a folder: never an image's sidecar, not even of an image called `multiply.jpg`."""
+from edkit.data.walk import nfc, walk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +21,7 @@ class Listing:
 
     images: tuple[Path, ...]  # absolute, each once, by folder and name
     sidecars: Mapping[Path, tuple[Path, ...]] = field(repr=False)  # only images that have any
-    siblings: Mapping[tuple[str, str], int] = field(repr=False)  # (folder, stem) -> images of that stem
+    siblings: Mapping[tuple[str, str], int] = field(repr=False)  # (folder, NFC stem) -> images of that stem
 
     def under(self, folders: Iterable[Path]) -> frozenset[Path]:
         """The images that lie in any of these folders."""
@@ -39,7 +32,7 @@ class Listing:
 
 
 def list_images(folders: Sequence[Path]) -> Listing:
-    """Walk folders in sorted order, past `.edkit` and everything that begins with a dot.
+    """Walk folders as the data root is walked: sorted, past everything that begins with a dot.
 
     Raises UsageError where a folder is not there.
     """
@@ -49,25 +42,18 @@ def list_images(folders: Sequence[Path]) -> Listing:
     for folder in folders:
         if not Path(folder).is_dir():
             raise UsageError("no such folder", where=str(folder))
-        for place, below, names in os.walk(_absolute(folder)):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            texts: dict[str, list[Path]] = defaultdict(list)
-            pictures: list[tuple[str, Path]] = []
-            for name in sorted(names):
-                stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million times over, on plain strings
-                if name.startswith("."):
-                    continue
-                if is_image(name):
-                    pictures.append((stem, Path(place, name)))
-                elif suffix.lower() in SIDECAR_SUFFIXES and name.lower() not in OPTION_FILES:
-                    texts[stem].append(Path(place, name))
-            for stem, path in pictures:
+        for _, listing in walk(_absolute(folder)):
+            for name in listing.images:
+                path = Path(listing.path, name)
                 if path in images:
                     continue
                 images[path] = None
-                siblings[place, stem] += 1
-                if stem in texts:
-                    sidecars[path] = tuple(texts[stem])
+                stem = nfc(path.stem)
+                siblings[listing.path, stem] += 1
+                if stem in listing.sidecars:
+                    sidecars[path] = tuple(
+                        Path(listing.path, text) for text in listing.sidecars[stem].values()
+                    )
     return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings))
 
 
@@ -96,12 +82,12 @@ def set_aside(
     """
     going: dict[tuple[str, str], int] = defaultdict(int)
     for one in unwanted:
-        going[str(one.path.parent), one.path.stem] += 1
+        going[str(one.path.parent), nfc(one.path.stem)] += 1
     changes: list[Trash] = []
     gone: set[Path] = set()
     for one in unwanted:
         changes.append(Trash(one.path, one.reason, facts=one.facts))
-        key = str(one.path.parent), one.path.stem
+        key = str(one.path.parent), nfc(one.path.stem)
         if going[key] < listing.siblings.get(key, 1):
             continue
         for sidecar in listing.sidecars.get(one.path, ()):

@@ -73,7 +73,7 @@ def parse(text: str, known: Mapping[str, Fact] = FACTS) -> Rule:
 
 def value_text(value: Value) -> str:
     """A fact's value as a person reads it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,278 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from edkit.cli import console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edkit.data.errors import Problem
 
 app = typer.Typer()
 PANEL = "Clean"
+
+Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The data root.")]
+Dirs = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders; the first one keeps the state.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes to measure with (one a core).")
+]
+Clip = Annotated[
+    str, typer.Option("--clip", help="open_clip model, a model config (.json), or a model folder.")
+]
+Pretrained = Annotated[
+    str | None, typer.Option("--pretrained", help="open_clip's name for the weights, or a checkpoint's path.")
+]
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit check photos --for sd1")
+def check(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
+    family: Annotated[
+        str | None, typer.Option("--for", help="Family to train: its resolution and its tokenizer's limit.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")
+    ] = None,
+    caption_fallback: Annotated[
+        str | None, typer.Option("--caption-fallback", help="Caption of images whose name is no caption.")
+    ] = None,
+    radius: Annotated[int, typer.Option("--radius", help="Bits near-duplicates differ in at most.")] = 8,
+    workers: Workers = None,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """List everything in a data root that is broken or doubtful, at once; change nothing."""
+    from edkit.clean.check import check as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            root,
+            family=family,
+            resolution=resolution,
+            caption_fallback=caption_fallback,
+            radius=radius,
+            workers=workers,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        if not as_json:
+            for problem in result.problems:
+                if not quiet or problem.level == "error":
+                    typer.echo(str(problem))
+        ui.done(
+            result,
+            f"{result.num_images:,} images: {_count(result.num_errors, 'error')},"
+            f" {_count(result.num_warnings, 'warning')}",
+            *(f"note: {note}" for note in result.notes),
+        )
+    if result.problems:
+        raise typer.Exit(console.FOUND)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit dedupe photos --radius 8 --dry-run")
+def dedupe(
+    folders: Dirs,
+    method: Annotated[str, typer.Option("--method", help="exact, phash or embedding.")] = "phash",
+    radius: Annotated[int, typer.Option("--radius", help="Bits (of 64) two hashes may differ in.")] = 8,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Least cosine of two embeddings (--method embedding).")
+    ] = 0.95,
+    prefer: Annotated[str, typer.Option("--prefer", help="largest, sharpest or oldest.")] = "largest",
+    protect: Annotated[
+        list[Path] | None, typer.Option("--protect", metavar="DIR", help="A folder whose images all stay.")
+    ] = None,
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="Set mirror images aside too; without it they are reported.")
+    ] = False,
+    clip: Annotated[
+        str | None, typer.Option("--clip", help="open_clip model of the embeddings (--method embedding).")
+    ] = None,
+    pretrained: Pretrained = None,
+    workers: Workers = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Group duplicates, keep the best of each group, move the others to the trash."""
+    from edkit.clean.dedupe import dedupe as verb
+    from edkit.clean.files import shown
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            folders,
+            method=method,
+            radius=radius,
+            threshold=threshold,
+            prefer=prefer,
+            protect=protect or (),
+            mirrored=mirrored,
+            clip=clip,
+            pretrained=pretrained,
+            workers=workers,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        _some(
+            ui,
+            ["kept", "trashed" if not dry_run else "would be trashed", "why"],
+            [
+                (shown(group.kept, folders[0]), shown(member.path, folders[0]), member.reason)
+                for group in result.groups
+                for member in group.members
+                if not member.protected
+            ],
+        )
+        lost = sum(m.caption_lost and not m.protected for g in result.groups for m in g.members)
+        stayed = sum(m.protected for g in result.groups for m in g.members)
+        ui.done(
+            result,
+            f"{result.num_images:,} images, {_count(len(result.groups), 'group')}:"
+            f" {_count(result.num_trashed, 'image')} ({console.size(result.num_bytes)})"
+            f" {_moved(dry_run, folders[0], result.num_trashed)}",
+            *([f"{_count(stayed, 'duplicate')} stayed: protected"] if stayed else []),
+            *([f"{_count(lost, 'image')} had a sidecar, the kept image has none"] if lost else []),
+            *(
+                f"mirrored: {shown(pair.path, folders[0])} is {shown(pair.mirror_of, folders[0])} mirrored,"
+                f" distance {pair.distance:.0f} (both stay; --mirrored sets one aside)"
+                for pair in result.mirrored
+            ),
+            *_left(result.broken, result.skipped),
+        )
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog='Example: edkit filter photos --rule "sharpness >= 0.1 and width >= 512"'
+)
+def filter(
+    root: Dir,
+    rule: Annotated[
+        list[str],
+        typer.Option("--rule", metavar="RULE", help="What an image must satisfy to stay; may be repeated."),
+    ],
+    workers: Workers = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Move images that fail a rule over measured facts (sharpness, brightness, width, ...) to the trash."""
+    from edkit.clean.files import shown
+    from edkit.clean.filter import filter as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(root, rule, workers=workers, dry_run=dry_run, state_dir=state_dir, progress=ui.progress)
+        ui.table(
+            ["fact", "side", "images", "lowest", "median", "highest"],
+            [
+                (span.fact, span.side, span.num_images, span.lowest, span.median, span.highest)
+                for span in sorted(result.spans, key=lambda span: span.fact)
+            ],
+        )
+        _some(
+            ui,
+            ["dropped" if not dry_run else "would be dropped", "why"],
+            [(shown(one.path, root), one.reason) for one in result.dropped],
+        )
+        ui.done(
+            result,
+            *(f"{tally.rule}: {_count(tally.num_fail, 'image')} fail" for tally in result.tallies),
+            f"{result.num_images:,} images: {result.num_kept:,} kept,"
+            f" {len(result.dropped):,} {_moved(dry_run, root, len(result.dropped))}",
+            *_left(result.broken, result.skipped),
+        )
+
+
+@app.command(
+    "aesthetic-filter", rich_help_panel=PANEL, epilog="Example: edkit aesthetic-filter photos --top 50%"
+)
+def aesthetic_filter(
+    root: Dir,
+    least: Annotated[
+        float | None, typer.Option("--min", help="Least score that stays (about 1 to 10).")
+    ] = None,
+    top: Annotated[str | None, typer.Option("--top", help="Share that stays, such as 50%.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Number of images that stay.")] = None,
+    head: Annotated[
+        str, typer.Option("--head", help="v1, v2, the path of a head, or hf://owner/repository/file.")
+    ] = "v2",
+    clip: Clip = "ViT-L-14-quickgelu",
+    pretrained: Pretrained = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images the model sees at once.")
+    ] = 32,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if any.")
+    ] = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Score images by CLIP and an aesthetic head; move what scores low (default: below 5) to the trash."""
+    from edkit.clean.aesthetic_filter import aesthetic_filter as verb
+    from edkit.clean.aesthetic_filter import share
+    from edkit.clean.files import shown
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            root,
+            min_score=least,
+            top=None if top is None else share(top),
+            limit=limit,
+            head=head,
+            clip=clip,
+            pretrained=pretrained,
+            batch_size=batch_size,
+            device=device,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        ends = [*result.scores[:3], *result.scores[max(3, len(result.scores) - 3) :]]
+        ui.table(
+            ["best and worst", "score", ""],
+            [(shown(one.path, root), one.score, "kept" if one.kept else "dropped") for one in ends],
+        )
+        dropped = result.num_images - result.num_kept
+        ui.done(
+            result,
+            *(
+                [f"scores {result.lowest:.2f} to {result.highest:.2f}, median {result.median:.2f}"]
+                if result.lowest is not None
+                else []
+            ),
+            f"{result.num_images:,} images: {result.num_kept:,} kept ({result.rule}),"
+            f" {dropped:,} {_moved(dry_run, root, dropped)}",
+            *_left(result.broken, result.skipped),
+        )
+
+
+def _some(ui: console.Session, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    """A table of the first rows, and how many more there are."""
+    most = 40
+    ui.table(columns, rows[:most])
+    if len(rows) > most and not ui.as_json and not ui.quiet:
+        typer.echo(f"... and {len(rows) - most:,} more (--json lists all)")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _moved(dry_run: bool, root: Path, number: int) -> str:
+    if dry_run:
+        return "would be moved to the trash"
+    return "moved to the trash" + (f" (undo: edkit undo {root})" if number else "")
+
+
+def _left(broken: Iterable[Problem], skipped: Iterable[tuple[Path, str]]) -> list[str]:
+    """One line for each file that was left where it is, and why."""
+    return [*map(str, broken), *(f"left: {path}: {why}" for path, why in skipped)]
