@@ -5,8 +5,8 @@
     undo(root)
 
 All changes of one `apply` are meant of the tree as it stands before: a name that one change leaves, another
-may take. They are in the journal, on the disk, before the first is carried out (redo.py tells how they survive
-a crash). `undo` is an operation like any other: journaled, finished after a crash, shown in the history.
+may take. They are in the journal, on the disk, before the first is carried out (redo.py tells how they
+survive a crash). `undo` is an operation like any other: journaled, finished after a crash, in the history.
 """
 
 # text paths: Path objects cost more than the work itself in loops over a million files
@@ -32,7 +32,20 @@ from edkit.data.progress import SILENT, Progress
 from edkit.data.redo import DONE, TOLD, Row, Site, lstat_or_none, matches
 from edkit.data.story import Step, history, step_of, why
 
-__all__ = ["Applied", "Change", "Move", "Step", "Trash", "Undone", "Write", "apply", "history", "undo", "why"]
+__all__ = [
+    "Applied",
+    "Change",
+    "Move",
+    "Step",
+    "Trash",
+    "Undone",
+    "Write",
+    "apply",
+    "history",
+    "record",
+    "undo",
+    "why",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ def apply(
     operation = None
     if settled.rows and not dry_run:
         staged = [(seq, c.content) for seq, c in enumerate(changes) if isinstance(c, Write)]
-        operation = _journal(catalog, settled.rows, verb=verb, command=command, kind="apply", staged=staged)
+        operation = record(catalog, settled.rows, verb=verb, command=command, kind="apply", staged=staged)
         redo.carry_out(catalog.site(progress), operation)
         settled.after(catalog.site().rows("operation = ?", [operation]))
     skipped = [(changes[seq], why) for seq, why in sorted(settled.skipped.items())]
@@ -133,8 +146,9 @@ def undo(
 ) -> Undone:
     """Revert the last operation that still stands, or (`to`) all after operation `to` (0: all).
 
-    Files come back byte for byte, with their times. What a person changed, moved or put in the way since is
-    left as it is and named. Raises UsageError for a number not in the history, or one that lies behind an undo.
+    Files come back byte for byte, with their times. What a person changed, moved or put in the way since
+    is left as it is and named. Raises UsageError for a number that is not in the
+    history, or lies behind an undo.
     """
     with opened(root, state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         site = catalog.site(progress)
@@ -155,7 +169,7 @@ def undo(
                 tree.pretend(settled.rows)
             else:
                 numbered = [*settled.rows, *folders]
-                operation = _journal(
+                operation = record(
                     catalog, numbered, verb="undo", command=command, kind="undo", undoes=target
                 )
                 redo.carry_out(site, operation)
@@ -411,7 +425,7 @@ def _folders(kept: Sequence[Row], seq: int, *, strict: bool) -> list[Row]:
     return made
 
 
-def _journal(
+def record(
     catalog: Catalog,
     rows: Sequence[Row],
     *,

@@ -10,9 +10,9 @@ An operation runs through phases, and each phase is durable before the next begi
 
 Within a phase no two changes touch one name. So whether a change was already carried out can be told from its
 own names alone, and an operation cut off anywhere is finished by running its unfinished phase again. Swaps,
-rings and changes of case alone are ordinary here: they pass through the temporary name. A change that can't be
-carried out (the file is gone, was changed meanwhile, a name is taken) is skipped with its reason; nothing is
-ever overwritten.
+rings and changes of case alone are ordinary here: they pass through the temporary name. A change that can't
+be carried out (the file is gone, was changed meanwhile, a name is taken) is skipped with its reason; nothing
+is ever overwritten.
 """
 
 # text paths: Path objects cost more than the work itself in loops over a million files

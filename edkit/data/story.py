@@ -221,6 +221,8 @@ def _decided(decision: Decision, home: Path) -> str:
             what = f"{subject} brought back from the trash"
         case "write":
             what = f"{subject} written"
+        case "delete":
+            what = "what the trash kept of it deleted for good"
         case "rename" if step.to is not None and step.to.parent != step.path.parent:
             what = f"{subject} moved to {short(step.to)}"
         case "rename" if step.to is not None:
