@@ -176,6 +176,15 @@ def lines(
     return _figure(title, plot, across=across, left=left_pad, right=20, up=up, legend=legend)
 
 
+def smoothed(points: Sequence[tuple[float, float]], width: int) -> list[tuple[float, float]]:
+    """Means of `width` neighbours, each at its middle; fewer points than that have none."""
+    sums = [0.0, *itertools.accumulate(value for _, value in points)]
+    return [
+        (points[i + width // 2][0], (sums[i + width] - sums[i]) / width)
+        for i in range(len(points) - width + 1)
+    ]
+
+
 def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
     """About `count` round values, 1, 2, 2.5 or 5 times a power of ten apart, that enclose low..high."""
     # closer together than floats of this size can be told apart: one value

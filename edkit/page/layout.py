@@ -124,3 +124,12 @@ def _cell(value: object) -> Html:
     if isinstance(value, int):
         return escape(f"{value:,}")
     return escape(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `4 min 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from edkit.data.errors import BadInput
 from edkit.data.image import open_image
-from edkit.page.html import Html, file_url, tag
+from edkit.page.html import Html, file_url, join, tag
+from edkit.page.layout import fold
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,10 +55,13 @@ def thumbnail(image: Image.Image, *, box: int) -> Html:
     return _thumbnail(image, box=box, alt="")
 
 
-def grid(pictures: Sequence[Picture], *, page_dir: Path, box: int = 144) -> Html:
-    """Pictures in rows, as many in a row as fit; `page_dir` is where the page will lie (for the links)."""
-    cards = (tag("li", _card(picture, page_dir=page_dir, box=box)) for picture in pictures)
-    return tag("ul", *cards, class_="grid", style=f"--box:{box}px")
+def grid(pictures: Sequence[Picture], *, page_dir: Path, box: int = 144, at_first: int | None = None) -> Html:
+    """Pictures in rows, as many in a row as fit; those past `at_first` are folded away.
+
+    `page_dir` is where the page will lie (for the links).
+    """
+    cards = [tag("li", _card(picture, page_dir=page_dir, box=box)) for picture in pictures]
+    return _list("grid", cards, box=box, at_first=at_first)
 
 
 def pairs(
@@ -65,11 +69,12 @@ def pairs(
     *,
     page_dir: Path,
     box: int = 144,
+    at_first: int | None = None,
     before: str = "before",
     after: str = "after",
 ) -> Html:
-    """Pairs of pictures, each with its two captions above and what they share below."""
-    cards = (
+    """Pairs of pictures, each with its two captions above and what they share below; as `grid`."""
+    cards = [
         tag(
             "li",
             tag(
@@ -81,8 +86,19 @@ def pairs(
             tag("p", row.label, class_="label", dir="auto") if row.label else "",
         )
         for row in rows
+    ]
+    return _list("pairs", cards, box=box, at_first=at_first)
+
+
+def _list(kind: str, cards: Sequence[Html], *, box: int, at_first: int | None) -> Html:
+    def drawn(some: Sequence[Html]) -> Html:
+        return tag("ul", *some, class_=kind, style=f"--box:{box}px")
+
+    if at_first is None or len(cards) <= at_first:
+        return drawn(cards)
+    return join(
+        [drawn(cards[:at_first]), fold(f"The other {len(cards) - at_first}", drawn(cards[at_first:]))]
     )
-    return tag("ul", *cards, class_="pairs", style=f"--box:{box}px")
 
 
 def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:

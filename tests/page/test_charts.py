@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edkit.page import charts
-from edkit.page.charts import Series, nice_ticks
+from edkit.page.charts import Series, nice_ticks, smoothed
 
 from .test_html import HOSTILE, seen  # isort: skip
 
@@ -109,3 +109,9 @@ def test_hostile_labels_stay_labels_and_the_drawing_stays_well_formed(words: str
         around = {"figure", "figcaption", "ul", "li", "i", "p", "div"}
         assert names <= around | {"svg", "g", "title", "text", "rect", "line", "path"}
         ElementTree.fromstring(markup)
+
+
+def test_smoothing_takes_means_at_their_middles() -> None:
+    points = [(1.0, 2.0), (2.0, 4.0), (3.0, 9.0), (4.0, 5.0)]
+    assert smoothed(points, 3) == [(2.0, 5.0), (3.0, 6.0)]
+    assert smoothed(points, 5) == []

@@ -59,3 +59,8 @@ def test_a_page_is_written_in_utf_8_into_a_folder_made_for_it(tmp_path: Path) ->
     assert "<h1>Käfer 猫</h1>" in path.read_text(encoding="utf-8")
     assert re.search(rb'<meta charset="utf-8">', path.read_bytes())
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+
+
+def test_times_read_as_people_say_them() -> None:
+    said = [layout.duration(seconds) for seconds in (0.4, 59.6, 245, 3600 * 2 + 61)]
+    assert said == ["0 s", "1 min 00 s", "4 min 05 s", "2 h 01 min"]

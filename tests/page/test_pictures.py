@@ -91,3 +91,12 @@ def test_a_pair_shows_both_pictures_in_order_and_what_they_share() -> None:
 def test_the_same_pictures_give_the_same_markup() -> None:
     pictures = [Picture(source=noise(300, 200), caption="x"), Picture(source=noise(20, 20))]
     assert grid(pictures, page_dir=Path()) == grid(pictures, page_dir=Path())
+
+
+def test_pictures_past_the_first_are_folded_away_and_none_is_lost() -> None:
+    shown = [Picture(source=noise(8, 8), caption=f"no. {i}") for i in range(7)]
+    few, many = grid(shown[:4], page_dir=Path(), at_first=4), grid(shown, page_dir=Path(), at_first=4)
+    assert "<details" not in few
+    before, after = many.split("<details", 1)
+    assert (before.count("<li>"), after.count("<li>")) == (4, 3)
+    assert "The other 3" in after
