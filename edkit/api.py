@@ -1,0 +1,72 @@
+"""Every command as a plain function, for notebooks and scripts.
+
+    from edkit.api import dedupe, undo
+
+    result = dedupe(["photos"], radius=8, dry_run=True)
+    for group in result.groups:
+        print(group.kept, group.dropped)
+
+Each does what the command of its name does, takes the same options by keyword, and returns a frozen dataclass
+of what it did and what it skipped. Failures are the classes of `edkit.data.errors`. A wing is imported when
+one of its functions is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edkit.balance.balance import balance as balance
+    from edkit.balance.plan import plan as plan
+    from edkit.caption.rename import rename_captions as rename_captions
+    from edkit.clean.aesthetic_filter import aesthetic_filter as aesthetic_filter
+    from edkit.clean.check import check as check
+    from edkit.clean.dedupe import dedupe as dedupe
+    from edkit.clean.filter import filter as filter
+    from edkit.data.journal import undo as undo
+    from edkit.data.story import history as history
+    from edkit.data.story import why as why
+    from edkit.data.trash import contents as trash_list
+    from edkit.data.trash import empty as trash_empty
+    from edkit.demo import demo as demo
+    from edkit.gather.coco import import_coco as import_coco
+    from edkit.gather.scrape import scrape as scrape
+    from edkit.train.generate import generate as generate
+    from edkit.train.initial import init_model as init_model
+    from edkit.train.loop import train as train
+
+_WHERE = {
+    "scrape": "edkit.gather.scrape",
+    "import_coco": "edkit.gather.coco",
+    "check": "edkit.clean.check",
+    "dedupe": "edkit.clean.dedupe",
+    "filter": "edkit.clean.filter",
+    "aesthetic_filter": "edkit.clean.aesthetic_filter",
+    "rename_captions": "edkit.caption.rename",
+    "balance": "edkit.balance.balance",
+    "plan": "edkit.balance.plan",
+    "train": "edkit.train.loop",
+    "generate": "edkit.train.generate",
+    "init_model": "edkit.train.initial",
+    "undo": "edkit.data.journal",
+    "history": "edkit.data.story",
+    "why": "edkit.data.story",
+    "trash_list": "edkit.data.trash:contents",
+    "trash_empty": "edkit.data.trash:empty",
+    "demo": "edkit.demo",
+}
+
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _WHERE:
+        raise AttributeError(f"module 'edkit.api' has no attribute {name!r}")
+    module, _, function = _WHERE[name].partition(":")
+    return getattr(import_module(module), function or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
