@@ -401,7 +401,7 @@ class _Collector:
         return None if number is None else float(number)
 
     def whole(self, key: str, node: _Node, *, low: int) -> int | None:
-        number = self.number(key, node, low=low, high=1e9)
+        number = self.number(key, node, low=low)
         if number is not None and number != int(number):
             self.error("bad-number", node.where, f"{key} is {node.raw.strip()}", "it must be a whole number")
             return None
