@@ -1,0 +1,78 @@
+"""Model families: what the trainer must know of a model, and one registry row for each."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from edkit.data.errors import BadInput
+from edkit.train.families.base import Family
+
+REGISTRY: dict[str, str] = {
+    "sd1": "edkit.train.families.sd1",
+}
+"""Family name -> the module that has `load(folder) -> Family` and `PIPELINES` (model_index class names)."""
+
+# what a model folder needs besides weights; a hub snapshot brings no pickles
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def load_family(model: str | Path, family: str = "auto") -> Family:
+    """Load a diffusers folder (or a hub id) in fp32 on the CPU, as the family named or the one its index names.
+
+    Raises BadInput where the folder is no pipeline, of a family edkit doesn't train, or has only pickled weights.
+    """
+    folder = find_model(model)
+    index = read_index(folder)
+    pipeline = str(index.get("_class_name"))
+    for name, module_name in REGISTRY.items():
+        if family in ("auto", name):
+            module = importlib.import_module(module_name)
+            if pipeline in module.PIPELINES:
+                return cast(Callable[[Path], Family], module.load)(folder)
+    known = ", ".join(REGISTRY)
+    raise BadInput(
+        f"is a {pipeline}, which is none of the families edkit trains",
+        where=str(folder),
+        mend=f"families: {known}",
+    )
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model: as named, or the hub's snapshot of an id such as `owner/name` (safetensors only)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder.resolve()
+    text = str(model)
+    if folder.exists():
+        raise BadInput("is a file; a model is a diffusers folder", where=text, mend="convert it first")
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise BadInput("there is no such model folder", where=text)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        mend = "name a folder, or check the id and the network"
+        raise BadInput(
+            f"no such folder, and the hub did not give it: {first}", where=text, mend=mend
+        ) from None
+
+
+def read_index(folder: Path) -> dict[str, object]:
+    """The `model_index.json` of a diffusers folder."""
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("has no model_index.json: it is no diffusers folder", where=str(folder)) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"can't be read: {error}", where=str(path)) from None
+    if not isinstance(index, dict):
+        raise BadInput("is no JSON object", where=str(path))
+    return index

@@ -1,0 +1,100 @@
+"""What the loop needs of any model: one small Protocol, and how its parts are written to disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edkit.data import atomic
+
+Text = dict[str, Tensor]
+"""What a family's text side makes of captions: named tensors, the first axis of each is the caption."""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Family(Protocol):
+    """A loaded model of one family. Latents are scaled: of about unit variance, as the denoiser sees them."""
+
+    name: str
+    folder: Path  # where it was loaded from
+    vae_hash: str  # of the image encoder's weights and config: latents made by another one are no good
+    vae_factor: int  # pixels a latent, on each side
+    bucket_step: int  # widths and heights are multiples of this, in pixels
+    resolution: int  # the side of the square it was made for, in pixels
+    latent_channels: int
+    num_timesteps: int
+    prediction_type: Literal["epsilon", "v_prediction"]
+    max_tokens: int
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What can be trained, by the name of its folder: the denoiser first."""
+
+    def place(self, device: torch.device) -> None:
+        """Move every part to a device."""
+
+    def tokenize(self, captions: Sequence[str]) -> Text:
+        """Token ids, cut and padded to `max_tokens`; each (N, max_tokens) int64, on the CPU."""
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has, its two markers counted, cut by nothing."""
+
+    def model_hash(self) -> str:
+        """SHA-256 of all weights as they stand."""
+
+    def encode_text(self, tokens: Text) -> Text:
+        """What the denoiser reads: from token ids, under grad where the text encoder trains."""
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) in -1..1 -> (N, C, H/f, W/f) scaled latents: the mean of the encoder's distribution."""
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> (N, 3, H, W) in -1..1."""
+
+    def timesteps(self, draws: Tensor, start: int, end: int) -> Tensor:
+        """Uniform draws in 0..1 (N,) -> timesteps from `start` up to but without `end`."""
+
+    def noise_and_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latents and what the denoiser should say about them."""
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio (N,) at each timestep, in float64 on the CPU."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """What the denoiser says."""
+
+    def denoise(self, noise: Tensor, text: Text, negative: Text, *, steps: int, guidance: float) -> Tensor:
+        """From pure noise to latents, with classifier-free guidance (none at 1)."""
+
+    def save(self, folder: Path, *, precision: str, metadata: Mapping[str, str]) -> None:
+        """Write the whole model as a diffusers folder into an empty folder."""
+
+
+def unwrapped_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A module's weights on the CPU, contiguous, floating ones in `dtype`; shared tensors stand once."""
+    seen: dict[int, str] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen[tensor.data_ptr()] = name
+        kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        state[name] = kept.contiguous()
+    return state
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """One durable safetensors file; `format: pt` is what the readers of this field look for."""
+    from safetensors.torch import save
+
+    atomic.write_bytes(path, save(dict(state), metadata={"format": "pt", **metadata}))
+
+
+def write_json(path: Path, value: object) -> None:
+    """One durable JSON file, in UTF-8, indented."""
+    atomic.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,573 @@
+"""Training: from settings to a run folder with checkpoints, samples and an export."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edkit import __version__
+from edkit.data import atomic
+from edkit.data.errors import BadInput, StateError, UsageError
+from edkit.data.progress import SILENT, Progress
+from edkit.train import checkpoint as ck
+from edkit.train import optimizers
+from edkit.train.export import export_model
+from edkit.train.families import load_family
+from edkit.train.families.base import Family
+from edkit.train.generate import Request, draw, pick_device
+from edkit.train.loader import Batch, Loader, Planned, TextStates
+from edkit.train.losses import image_losses
+from edkit.train.prepare import Prepared, Summary, prepare
+from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
+from edkit.train.watch import Watch, read_metrics
+
+# what may differ between a run and its resumption without a word: nothing of it changes what is learned
+_HARMLESS = {
+    "out",
+    "state_dir",
+    "device",
+    "num_threads",
+    "tensorboard",
+    "log_every_steps",
+    "keep_checkpoints",
+}
+_HARMLESS |= {
+    "save_every_steps",
+    "save_every_epochs",
+    "save_every_minutes",
+    "export_on_save",
+    "export_precision",
+}
+_HARMLESS |= {
+    "sample_prompts",
+    "sample_every_steps",
+    "sample_steps",
+    "sample_guidance",
+    "sample_negative",
+    "sample_seed",
+}
+_HARMLESS |= {"cache_latents", "leave_out_broken"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a call of `train` did; with `dry_run`, what it would do."""
+
+    run_dir: Path
+    settings: TrainSettings  # resolved
+    summary: Summary  # the data and the plan
+    dry_run: bool
+    step: int  # optimizer steps done in all
+    total_steps: int
+    resumed_from: int | None
+    num_images: int  # trained on by this call
+    first_loss: float  # mean of the first and of the last tenth of all steps
+    last_loss: float
+    seconds: float
+    images_per_second: float
+    export: Path | None
+    checkpoint: Path | None
+    samples: tuple[Path, ...]  # grids
+
+
+def train(
+    settings: TrainSettings | None = None,
+    *,
+    resume: Path | None = None,
+    accept_changes: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Run:
+    """Fine-tune a model as the settings say, or go on with the run in folder `resume`.
+
+    A resumed run continues bit-identically on the same machine. Where its data or settings (those given beside
+    `resume`) changed, it stops with their names unless `accept_changes`. Raises BadInput (settings, data, a
+    non-finite loss), UsageError, StateError, NoSpace; KeyboardInterrupt after Ctrl-C or SIGTERM, when the checkpoint
+    is written.
+    """
+    state: dict[str, Any] | None = None
+    folder: Path | None = None
+    if resume is not None:
+        before = _settings_of(resume)
+        found = ck.checkpoints(resume)
+        folder = found[-1] if found else None
+        state = ck.load_state(folder) if folder else None
+        settings = before if settings is None else settings
+    if settings is None:
+        raise UsageError("neither settings nor a run to resume were given")
+    family = load_family(settings.model, settings.family)
+    if resume is not None:
+        settings = settings.but(out=resume, seed=before.seed if settings.seed == -1 else settings.seed)
+    settings = resolve(
+        settings,
+        resolution=family.resolution,
+        bucket_step=family.bucket_step,
+        num_timesteps=family.num_timesteps,
+        family=family.name,
+    )
+    if resume is not None:
+        differs = {k: v for k, v in changed(before, settings).items() if k not in _HARMLESS}
+        _consent(differs, "settings", accept_changes, where=resume, progress=progress)
+    run_dir = (settings.out or _default_out(settings)).absolute()
+    settings = settings.but(out=run_dir)
+    if resume is None and ((run_dir / SETTINGS_FILE).exists() or ck.checkpoints(run_dir)) and not dry_run:
+        raise UsageError(
+            f"{run_dir} has a run in it (go on with it: --resume {run_dir}, or choose another --out)"
+        )
+    threads = settings.num_threads or (state or {}).get("num_threads")
+    if threads:
+        torch.set_num_threads(int(threads))
+    device = pick_device(settings.device)
+    family.place(device)
+    with contextlib.ExitStack() as stack:
+        data = stack.enter_context(prepare(settings, family, device, dry_run=dry_run, progress=progress))
+        total = data.total_steps
+        if dry_run:
+            return _run(settings, data.summary, run_dir, total=total, dry_run=True)
+        if state is not None and state["data"] != data.fingerprint:
+            differs = {"data": (state["data"][:12], data.fingerprint[:12])}
+            _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        ck.clear_unfinished(run_dir)
+        atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
+        _write_about(run_dir, family, data)
+        trainer = _Trainer(settings, family, data, run_dir, device, progress)
+        if folder is not None and state is not None:
+            trainer.restore(folder, state)
+        started = time.perf_counter()
+        trainer.run(stack)
+        seconds = time.perf_counter() - started
+        return _run(
+            settings, data.summary, run_dir, total=total, dry_run=False, trainer=trainer, seconds=seconds,
+            resumed_from=None if state is None else int(state["step"]),
+        )  # fmt: skip
+
+
+class _Trainer:
+    """What changes from step to step: weights, optimizer, average, and where the plan stands."""
+
+    def __init__(
+        self,
+        s: TrainSettings,
+        family: Family,
+        data: Prepared,
+        run_dir: Path,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.s, self.family, self.data, self.run_dir, self.device, self.progress = (
+            s,
+            family,
+            data,
+            run_dir,
+            device,
+            progress,
+        )
+        parts = family.parts()
+        denoiser = next(iter(parts))
+        self.trained = [n for n in parts if (s.train_unet if n == denoiser else s.train_text_encoder)]
+        self.trains_text = s.train_text_encoder
+        self.parameters: dict[str, nn.Parameter] = {}
+        groups = []
+        for name in self.trained:
+            part = parts[name].train()
+            if s.gradient_checkpointing:
+                _checkpoint_gradients(part)
+            named = {f"{name}.{key}": p.requires_grad_(True) for key, p in part.named_parameters()}
+            self.parameters |= named
+            lr = s.lr if name == denoiser or s.text_encoder_lr is None else s.text_encoder_lr
+            groups.append((list(named.values()), lr))
+        self.names = {id(p): name for name, p in self.parameters.items()}
+        self.optimizer = optimizers.make_optimizer(
+            s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
+        )
+        self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
+        self.texts = None if self.trains_text else TextStates(family, device)
+        self.loader = Loader(
+            family=family,
+            sample=data.sample,
+            view=data.view,
+            latents=data.latents,
+            seed=s.seed,
+            timesteps=(s.timestep_start, s.timestep_end or family.num_timesteps),
+            min_snr_gamma=s.min_snr_gamma,
+            micro_batch_size=s.micro_batch_size,
+        )
+        self.has_dropout = any(
+            isinstance(m, nn.Dropout) and m.p > 0 for n in self.trained for m in parts[n].modules()
+        )
+        self.step = self.epoch = self.step_in_epoch = 0
+        self.num_images = 0
+        self.saved: Path | None = None
+        self.exported: Path | None = None
+        self.grids: list[Path] = []
+
+    # ---- the loop
+
+    def run(self, stack: contextlib.ExitStack) -> None:
+        s, total = self.s, self.data.total_steps
+        watch = Watch(self.run_dir, step=self.step, tensorboard=s.tensorboard, every=s.log_every_steps)
+        stack.callback(watch.close)
+        stop = stack.enter_context(_stop_signal())
+        if self.step == 0:
+            self.samples(watch)
+        last_save = time.monotonic()
+        meter = _Meter()
+        batches = self.loader.batches(self.steps())
+        with (
+            contextlib.closing(batches),
+            self.progress.task("training", total=total, unit="steps") as advance,
+        ):
+            advance(self.step)
+            while self.step < total:
+                clock = time.perf_counter()
+                batch = next(batches)
+                values = self.train_step(batch)
+                meter.add(batch.num_images, time.perf_counter() - clock)
+                watch.step(self.step, values | {"epoch": float(batch.epoch), "images_per_s": meter.rate})
+                meter.show(advance, values["loss"])
+                if self.step >= total:
+                    break
+                if stop.is_set():
+                    watch.flush(self.step)
+                    self.save()
+                    self.progress.say(
+                        f"stopped at step {self.step:,} of {total:,}; go on: --resume {self.run_dir}"
+                    )
+                    raise KeyboardInterrupt
+                if self._due(batch, time.monotonic() - last_save):
+                    watch.flush(self.step)
+                    self.save()
+                    if s.export_on_save:
+                        self.export(self.run_dir / "exports" / f"step-{self.step:08d}")
+                    last_save = time.monotonic()
+                if s.sample_every_steps and self.step % s.sample_every_steps == 0:
+                    self.samples(watch)
+        watch.flush(self.step)
+        self.save()
+        self.export(self.run_dir / "export")
+        self.samples(watch)
+
+    def steps(self) -> Iterator[Planned]:
+        """The steps from where the run stands, epoch after epoch, without end."""
+        epoch, start = self.epoch, self.step_in_epoch
+        while True:
+            steps = self.data.steps(epoch)
+            for i in range(start, len(steps)):
+                yield Planned(epoch=epoch, index=i, last=i + 1 == len(steps), step=steps[i])
+            epoch, start = epoch + 1, 0
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step: the batch's images weigh the same, in whatever micro-batches they come."""
+        s, family = self.s, self.family
+        factor = optimizers.lr_factor(
+            self.step,
+            schedule=s.lr_schedule,
+            warmup=s.lr_warmup_steps,
+            total=self.data.total_steps,
+            end=s.lr_end,
+        )
+        optimizers.set_lr(self.optimizer, factor)
+        if self.has_dropout:
+            torch.manual_seed(
+                int.from_bytes(
+                    hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big"
+                )
+            )
+        losses: list[Tensor] = []
+        weighted: list[Tensor] = []
+        for micro in batch.micros:
+            tokens, which = micro.tokens, micro.which.to(self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=s.precision == "bf16"):
+                if self.texts is None:
+                    text = family.encode_text({name: ids.to(self.device) for name, ids in tokens.items()})
+                else:
+                    text = self.texts.states(tokens)
+                text = {name: rows[which] for name, rows in text.items()}
+                timesteps = micro.timesteps.to(self.device)
+                said = family.predict(micro.noisy.to(self.device), timesteps, text)
+            errors = image_losses(said, micro.target.to(self.device))  # (n,)
+            each = errors * micro.weights.to(self.device)
+            (each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
+            losses.append(errors.detach())
+            weighted.append(each.detach())
+        loss = float(torch.cat(weighted).double().mean())
+        if not math.isfinite(loss):
+            self._not_finite(batch, torch.cat(weighted))
+        norm = None
+        if s.clip_grad_norm is not None:
+            norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), s.clip_grad_norm))
+            if not math.isfinite(norm):
+                self._not_finite(batch, None)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.step += 1
+        self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
+        self.num_images += batch.num_images
+        values = {
+            "loss": loss,
+            "mse": float(torch.cat(losses).double().mean()),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        return values if norm is None else values | {"grad_norm": norm}
+
+    def _not_finite(self, batch: Batch, losses: Tensor | None) -> None:
+        samples = [sample for micro in batch.micros for sample in micro.samples]
+        bad = samples
+        if losses is not None:
+            bad = [
+                sample
+                for sample, value in zip(samples, losses.tolist(), strict=True)
+                if not math.isfinite(value)
+            ] or samples
+        named = ", ".join(sorted({str(sample.path) for sample in bad})[:8])
+        what = "loss" if losses is not None else "gradient"
+        raise BadInput(
+            f"the {what} of step {self.step + 1} is not finite; the batch's files: {named}",
+            where=str(self.run_dir),
+            mend="lower lr, look at the files, or resume with --precision fp32; the last checkpoint is good",
+        )
+
+    def _due(self, batch: Batch, seconds: float) -> bool:
+        s = self.s
+        return bool(
+            (s.save_every_steps and self.step % s.save_every_steps == 0)
+            or (s.save_every_epochs and batch.last and (batch.epoch + 1) % s.save_every_epochs == 0)
+            or (s.save_every_minutes and seconds >= 60 * s.save_every_minutes)
+        )
+
+    # ---- what is kept
+
+    def save(self) -> None:
+        """A checkpoint of this moment."""
+        tensors: dict[str, dict[str, Tensor]] = {
+            "weights": {name: p.detach().cpu() for name, p in self.parameters.items()},
+            "optimizer": optimizers.optimizer_tensors(self.optimizer, self.names),
+        }
+        if self.ema is not None:
+            tensors["ema"] = {name: t.cpu() for name, t in self.ema.tensors().items()}
+        state = {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "data": self.data.fingerprint,
+            "settings": _hash(to_toml(self.s)),
+            "num_threads": torch.get_num_threads(),
+            "versions": _versions(),
+            "time": time.time(),
+        }
+        self.saved = ck.save_checkpoint(
+            self.run_dir, step=self.step, state=state, tensors=tensors, keep=self.s.keep_checkpoints
+        )
+
+    @torch.no_grad()
+    def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Stand where the checkpoint was made."""
+        weights = ck.load_tensors(folder, "weights")
+        if set(weights) != set(self.parameters):
+            raise BadInput("has other weights than this model and these settings train", where=str(folder))
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        optimizers.load_optimizer_tensors(self.optimizer, self.names, ck.load_tensors(folder, "optimizer"))
+        if self.ema is not None:
+            if (folder / "ema.safetensors").exists():
+                self.ema.load(ck.load_tensors(folder, "ema"))
+            else:
+                self.ema.load(weights)
+        self.step, self.epoch, self.step_in_epoch = (
+            int(state["step"]),
+            int(state["epoch"]),
+            int(state["step_in_epoch"]),
+        )
+        if state["versions"] != _versions():
+            self.progress.say(
+                f"resuming with other versions than before ({state['versions']}): not bit for bit the same run"
+            )
+
+    def export(self, out: Path) -> None:
+        """The model as it stands (its average, where there is one) as a folder to use elsewhere."""
+        metadata = {
+            "edkit_version": __version__,
+            "edkit_step": str(self.step),
+            "edkit_settings": _hash(to_toml(self.s)),
+            "edkit_data": self.data.fingerprint,
+            "edkit_base_model": self.data.model_hash,
+        }
+        with self._averaged():
+            self.exported = export_model(
+                self.family, out, precision=self.s.export_precision, metadata=metadata
+            )
+
+    def samples(self, watch: Watch) -> None:
+        """Draw the sample prompts with the model as it stands."""
+        s = self.s
+        if not s.sample_prompts:
+            return
+        counts: dict[str, int] = {}
+        requests = []
+        for prompt in s.sample_prompts:
+            requests.append(Request(prompt=prompt, seed=s.sample_seed, occurrence=counts.get(prompt, 0)))
+            counts[prompt] = counts.get(prompt, 0) + 1
+        side = self.family.resolution if s.resolution is None else s.resolution
+        side -= side % self.family.bucket_step
+        with self._averaged():
+            pictures = draw(
+                self.family, requests, steps=s.sample_steps, guidance=s.sample_guidance, size=(side, side),
+                negative=s.sample_negative, precision=s.precision, device=self.device, progress=self.progress,
+            )  # fmt: skip
+        said = {"seed": s.sample_seed, "steps": s.sample_steps, "guidance": s.sample_guidance}
+        self.grids.append(watch.pictures(self.step, pictures, s.sample_prompts, said))
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.ema.in_place() if self.ema is not None else contextlib.nullcontext()
+
+
+class _Meter:
+    """Images a second over the last steps, and the progress line, drawn a few times a second."""
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[int, float]] = []
+        self._steps = 0
+        self._shown = 0.0
+        self.rate = 0.0
+
+    def add(self, images: int, seconds: float) -> None:
+        self._recent = [*self._recent[-19:], (images, seconds)]
+        self._steps += 1
+        self.rate = sum(n for n, _ in self._recent) / max(1e-9, sum(s for _, s in self._recent))
+
+    def show(self, advance: Any, loss: float) -> None:
+        now = time.monotonic()
+        if now - self._shown > 0.25:
+            advance(self._steps, note=f"loss {loss:.4f}, {self.rate:.1f} images/s")
+            self._shown, self._steps = now, 0
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, so that a step ends and is saved; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _settings_of(run_dir: Path) -> TrainSettings:
+    path = run_dir / SETTINGS_FILE
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is no run folder: it has no {SETTINGS_FILE}")
+    return read_settings(path)
+
+
+def _consent(
+    differs: dict[str, tuple[Any, Any]], what: str, given: bool, *, where: Path, progress: Progress
+) -> None:
+    if not differs:
+        return
+    said = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differs.items())
+    if not given:
+        raise StateError(
+            f"the {what} changed since this run began: {said}",
+            where=str(where),
+            mend="--accept-changes goes on with them",
+        )
+    progress.say(f"going on with changed {what}: {said}")
+
+
+def _default_out(s: TrainSettings) -> Path:
+    first = s.data_root if isinstance(s.data_root, str) else "run"
+    return Path("runs") / f"{Path(first).absolute().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _checkpoint_gradients(part: nn.Module) -> None:
+    for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):
+        if hasattr(part, name):
+            getattr(part, name)()
+            return
+
+
+def _write_about(run_dir: Path, family: Family, data: Prepared) -> None:
+    about = {
+        "edkit": __version__,
+        "versions": _versions(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "family": family.name,
+        "base_model": data.model_hash,
+        "data": data.fingerprint,
+        "left_out": [str(line) for line in data.summary.left_out],
+    }
+    atomic.write_text(run_dir / "run.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run(
+    settings: TrainSettings,
+    summary: Summary,
+    run_dir: Path,
+    *,
+    total: int,
+    dry_run: bool,
+    trainer: _Trainer | None = None,
+    seconds: float = 0.0,
+    resumed_from: int | None = None,
+) -> Run:
+    losses = [] if dry_run else [row["loss"] for row in read_metrics(run_dir)]
+    tenth = max(1, len(losses) // 10)
+    images = trainer.num_images if trainer else 0
+    return Run(
+        run_dir=run_dir,
+        settings=settings,
+        summary=summary,
+        dry_run=dry_run,
+        step=trainer.step if trainer else 0,
+        total_steps=total,
+        resumed_from=resumed_from,
+        num_images=images,
+        first_loss=sum(losses[:tenth]) / tenth if losses else math.nan,
+        last_loss=sum(losses[-tenth:]) / tenth if losses else math.nan,
+        seconds=seconds,
+        images_per_second=images / seconds if seconds else 0.0,
+        export=trainer.exported if trainer else None,
+        checkpoint=trainer.saved if trainer else None,
+        samples=tuple(trainer.grids) if trainer else (),
+    )

@@ -1,0 +1,409 @@
+"""What a training run is told: one frozen object, checked where it is made, read from TOML and flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import secrets
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edkit.data.errors import BadInput
+
+DataRoot = str | tuple[str, ...] | Mapping[str, Any]
+"""A folder or manifest, several of them, or a resolver object (FORMATS "Manifest")."""
+
+Schedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["fp32", "bf16"]
+SETTINGS_FILE = "settings.toml"
+
+
+class SettingError(BadInput):
+    """One setting is wrong; `key` names it, so that whoever read it can say in which file and line."""
+
+    def __init__(self, key: str, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.key = key
+        super().__init__(what, where=where or f"setting {key}", mend=mend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything a run depends on besides its data; `None` means "the family's own" or "off", as each field says."""
+
+    # what is trained, on what, to where
+    data_root: DataRoot
+    model: str  # a diffusers folder, or a hub id
+    out: Path | None = None  # the run's folder; None: runs/<data root>-<date>
+    family: Literal["auto", "sd1"] = "auto"
+    method: Literal["full"] = "full"
+    train_unet: bool = True
+    train_text_encoder: bool = False
+
+    # how much
+    max_steps: int | None = None  # both None: 10 epochs
+    max_epochs: int | None = None
+    batch_size: int = 8  # images a step, exactly
+    micro_batch_size: int | None = (
+        None  # images at once at most, where memory is short; changes no result but rounding
+    )
+
+    # learning
+    optimizer: Literal["adamw"] = "adamw"
+    lr: float = 2e-6
+    text_encoder_lr: float | None = None  # None: as lr
+    lr_schedule: Schedule = "constant"
+    lr_warmup_steps: int = 0
+    lr_end: float = 0.0  # linear and cosine fall to this part of lr
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_grad_norm: float | None = 1.0
+    ema_decay: float | None = None
+    min_snr_gamma: float | None = None
+    timestep_start: int = 0
+    timestep_end: int | None = None  # exclusive; None: all of the model's
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+
+    # pictures and captions: what the command line says is the weakest word, the folders' own options win
+    resolution: int | None = None  # None: the model's
+    bucket_step: int | None = None  # None: the model's
+    max_aspect: float = 4.0
+    small: Literal["smaller", "upscale", "leave"] = "smaller"
+    remainder: Literal["join", "duplicate", "drop"] = "join"
+    crop: Literal["centre", "random"] = "centre"
+    cond_dropout: float = 0.04
+    flip_p: float = 0.0
+    shuffle_tags: bool = False
+    keep_tags: int = 0
+    max_caption_length: int | None = None
+    caption_fallback: str | None = None
+    leave_out_broken: bool = False
+    cache_latents: bool = True
+    latent_precision: Literal["fp16", "fp32"] = "fp16"
+    seed: int = 555  # -1 draws one and records it
+
+    # what is kept
+    save_every_steps: int | None = None
+    save_every_epochs: int | None = None
+    save_every_minutes: float | None = None
+    keep_checkpoints: int = 2  # to resume from; older ones go
+    export_on_save: bool = True  # every save leaves a usable model in exports/, too
+    export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    sample_prompts: tuple[str, ...] = ()
+    sample_every_steps: int | None = None  # None with prompts: at step 0 and at the end
+    sample_steps: int = 25
+    sample_guidance: float = 5.0
+    sample_negative: str = ""
+    sample_seed: int = 555
+    tensorboard: bool = True
+    log_every_steps: int = 10
+
+    # where it runs
+    device: str = "auto"
+    num_threads: int | None = None
+    state_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        hints = _hints()
+        for name in names():
+            value = _as_type(name, getattr(self, name), hints[name])
+            object.__setattr__(self, name, value)
+        _check(self)
+
+    def but(self, **changes: Any) -> TrainSettings:
+        """The same settings with some changed, checked again."""
+        for key in changes:
+            _known(key)
+        return replace(self, **changes)
+
+
+def names() -> tuple[str, ...]:
+    """All settings, in the order of the class."""
+    return tuple(f.name for f in fields(TrainSettings))
+
+
+def defaults() -> dict[str, Any]:
+    """The settings that have a default, by name."""
+    missing = {f.name for f in fields(TrainSettings) if f.name in ("data_root", "model")}
+    return {f.name: f.default for f in fields(TrainSettings) if f.name not in missing}
+
+
+def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainSettings:
+    """Settings from a TOML file (or none) under the flags given; relative paths in a file are relative to it.
+
+    Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of range.
+    """
+    said: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    if path is not None:
+        said, lines = _read_toml(path)
+    said |= {key: value for key, value in (flags or {}).items() if value is not None}
+    for key, option in (("data_root", "--data-root"), ("model", "--model")):
+        if key not in said:
+            raise SettingError(
+                key, f"{key} is missing", where=str(path) if path else "train", mend=f"give {option}"
+            )
+    try:
+        return TrainSettings(**said)
+    except SettingError as error:
+        if path is not None and error.key in lines and error.key not in (flags or {}):
+            raise SettingError(
+                error.key, error.what, where=f"{path}:{lines[error.key]}", mend=error.mend
+            ) from None
+        raise SettingError(
+            error.key, error.what, where=f"--{error.key.replace('_', '-')}", mend=error.mend
+        ) from None
+
+
+def parse_assignments(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` words of a command line as settings; values are TOML, or plain text where they are none."""
+    said: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise SettingError(key, "--set wants key=value", where=f"--set {pair}")
+        _known(key, where=f"--set {pair}")
+        try:
+            said[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            said[key] = text
+    return said
+
+
+def resolve(
+    settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
+) -> TrainSettings:
+    """The settings with nothing left open: the family's own numbers filled in, a seed drawn where -1 asked for one."""
+    chosen = settings.but(
+        family=family,
+        resolution=settings.resolution or resolution,
+        bucket_step=settings.bucket_step or bucket_step,
+        timestep_end=settings.timestep_end or num_timesteps,
+        text_encoder_lr=settings.lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
+        seed=secrets.randbelow(2**31) if settings.seed == -1 else settings.seed,
+        max_epochs=10 if settings.max_steps is None and settings.max_epochs is None else settings.max_epochs,
+    )
+    if chosen.timestep_end is not None and chosen.timestep_end > num_timesteps:
+        raise SettingError(
+            "timestep_end", f"{chosen.timestep_end}, but the model has {num_timesteps} timesteps"
+        )
+    if (
+        chosen.resolution is not None
+        and chosen.bucket_step is not None
+        and chosen.resolution < chosen.bucket_step
+    ):
+        raise SettingError(
+            "resolution", f"{chosen.resolution} is below this model's step of {chosen.bucket_step} pixels"
+        )
+    return chosen
+
+
+def to_toml(settings: TrainSettings) -> str:
+    """The settings as a TOML file that `read_settings` reads back equal; what is None does not stand in it."""
+    lines = []
+    for name in names():
+        value = getattr(settings, name)
+        if value is not None:
+            lines.append(f"{name} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def changed(before: TrainSettings, after: TrainSettings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, by name: (before, after)."""
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in names()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadInput(error.strerror or str(error), where=str(path)) from None
+    except UnicodeDecodeError:
+        raise BadInput("is not UTF-8", where=str(path), mend="save it as UTF-8") from None
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        where = f"{path}:{found[1]}" if found else str(path)
+        raise BadInput(f"is not TOML: {str(error).split(' (at ')[0]}", where=where) from None
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = re.match(r"""\s*\[*\s*["']?([A-Za-z0-9_-]+)""", line)
+        if found:
+            lines.setdefault(found[1], number)
+    for key in said:
+        _known(key, where=f"{path}:{lines[key]}" if key in lines else str(path))
+    folder = path.resolve().parent
+    for key in ("out", "state_dir"):
+        if isinstance(said.get(key), str):
+            said[key] = folder / said[key]
+    if isinstance(said.get("model"), str) and (folder / said["model"]).is_dir():
+        said["model"] = str(folder / said["model"])
+    if "data_root" in said:
+        said["data_root"] = _beside(said["data_root"], folder)
+    return said, lines
+
+
+def _beside(root: Any, folder: Path) -> Any:
+    if isinstance(root, str):
+        return str(folder / root)
+    if isinstance(root, list):
+        return [_beside(one, folder) for one in root]
+    if isinstance(root, dict):
+        return {
+            k: _beside(v, folder) if k in ("path", "resolvers", "data_root") else v for k, v in root.items()
+        }
+    return root
+
+
+def _known(key: str, *, where: str | None = None) -> None:
+    if key not in names():
+        near = difflib.get_close_matches(key, names(), n=1, cutoff=0.5)
+        raise SettingError(
+            key,
+            f"there is no setting {key!r}",
+            where=where,
+            mend=f"did you mean {near[0]!r}?" if near else None,
+        )
+
+
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(TrainSettings)
+
+
+def _as_type(name: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type says, text turned to paths and whole numbers to floats; else SettingError."""
+    if name == "data_root":
+        return _data_root(value)
+    wanted = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if value is None and type(None) in wanted:
+        return None
+    for kind in wanted:
+        origin = typing.get_origin(kind)
+        if origin is Literal:
+            if value in typing.get_args(kind) and isinstance(value, str):
+                return value
+        elif origin is tuple:
+            inner = typing.get_args(kind)[0]
+            if isinstance(value, list | tuple) and all(_is(v, inner) for v in value):
+                return tuple(float(v) if inner is float else v for v in value)
+        elif kind is Path:
+            if isinstance(value, str | os.PathLike):
+                return Path(value)
+        elif kind is float and _is(value, float):
+            return float(value)
+        elif _is(value, kind):
+            return value
+    raise SettingError(name, f"{value!r} is not {_in_words(wanted)}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _in_words(wanted: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    said = []
+    for kind in wanted:
+        if typing.get_origin(kind) is Literal:
+            said.append("one of " + ", ".join(str(v) for v in typing.get_args(kind)))
+        elif typing.get_origin(kind) is tuple:
+            said.append("a list of " + {str: "texts", float: "two numbers"}[typing.get_args(kind)[0]])
+        elif kind in words:
+            said.append(words[kind])
+    return " or ".join(said)
+
+
+def _data_root(value: Any) -> DataRoot:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(v, str | os.PathLike) for v in value):
+        return tuple(os.fspath(v) for v in value)
+    if isinstance(value, Mapping) and "resolver" in value:
+        return dict(value)
+    raise SettingError("data_root", f"{value!r} is not a folder, a manifest, a list of those or a resolver")
+
+
+def _check(s: TrainSettings) -> None:
+    def need(key: str, good: bool, what: str) -> None:
+        if not good:
+            raise SettingError(key, f"{getattr(s, key)!r}: {what}")
+
+    for key in names():
+        value = getattr(s, key)
+        if isinstance(value, float):
+            need(key, math.isfinite(value), "must be a finite number")
+    for key in ("batch_size", "sample_steps", "keep_checkpoints", "log_every_steps"):
+        need(key, getattr(s, key) >= 1, "must be at least 1")
+    optional = (
+        "max_steps",
+        "max_epochs",
+        "micro_batch_size",
+        "resolution",
+        "bucket_step",
+        "save_every_steps",
+    )
+    for key in (*optional, "save_every_epochs", "sample_every_steps", "max_caption_length", "num_threads"):
+        need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
+    for key in (
+        "lr",
+        "weight_decay",
+        "lr_warmup_steps",
+        "keep_tags",
+        "sample_guidance",
+        "timestep_start",
+        "sample_seed",
+    ):
+        need(key, getattr(s, key) >= 0, "must not be negative")
+    for key in ("cond_dropout", "flip_p", "lr_end"):
+        need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
+    for key in ("text_encoder_lr",):
+        need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
+    for key in ("min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
+        need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
+    need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
+    need("eps", s.eps > 0, "must be above 0")
+    need(
+        "betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1"
+    )
+    need("max_aspect", s.max_aspect >= 1, "must be at least 1")
+    need("seed", s.seed >= -1, "must be -1 or more")
+    need(
+        "timestep_end",
+        s.timestep_end is None or s.timestep_end > s.timestep_start,
+        "must lie above timestep_start",
+    )
+    need("model", bool(s.model), "must not be empty")
+    need("train_unet", s.train_unet or s.train_text_encoder, "nothing would be trained")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
