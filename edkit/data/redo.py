@@ -26,6 +26,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -45,6 +46,8 @@ COLUMNS = (
     "operation, seq, kind, label, src, dst, hop, reason, facts, size, mtime_ns, sha256, "
     "before_size, before_mtime_ns, before_sha256, step, note, undone"
 )
+_NAMES = tuple(name.strip() for name in COLUMNS.split(","))
+_SYNCS = 16  # waits for the disk at a time: a file system brings them home together
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,8 +99,7 @@ class Site:
         return [self._row(values) for values in found]
 
     def _row(self, values: Sequence[object]) -> Row:
-        names = [name.strip() for name in COLUMNS.split(",")]
-        row = Row(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
+        row = Row(**dict(zip(_NAMES, values, strict=True)))  # type: ignore[arg-type]
         row.src = None if row.src is None else self.places.path(row.src)
         row.dst = None if row.dst is None else self.places.path(row.dst)
         row.hop, row.undone = bool(row.hop), bool(row.undone)
@@ -136,8 +138,11 @@ def carry_out(site: Site, operation: int) -> None:
         total = site.db.execute(
             "SELECT count(*) FROM change WHERE operation = ? AND step < ?", [operation, DONE]
         ).fetchone()[0]
-    worker = _Worker(site, operation, token)
-    with site.progress.task(verb, total=total, unit="files") as advance:
+    with (
+        ThreadPoolExecutor(_SYNCS) as pool,
+        site.progress.task(verb, total=total, unit="files") as advance,
+    ):
+        worker = _Worker(site, operation, token, pool)
         while phase < FINISHED:
             for num_done in worker.run(phase):
                 advance(num_done)
@@ -146,7 +151,7 @@ def carry_out(site: Site, operation: int) -> None:
                 if phase == FINISHED:
                     _mark_undone(site.db, operation, undoes)
                 site.db.execute("UPDATE operation SET phase = ? WHERE id = ?", [phase, operation])
-    worker.drop_unneeded()
+        worker.drop_unneeded()
 
 
 def _mark_undone(db: sqlite3.Connection, operation: int, undoes: int | None) -> None:
@@ -173,8 +178,9 @@ _PHASES = (
 class _Worker:
     """Carries out one operation's changes."""
 
-    def __init__(self, site: Site, operation: int, token: str) -> None:
-        self.site, self.operation, self.token = site, operation, token
+    def __init__(self, site: Site, operation: int, token: str, pool: ThreadPoolExecutor) -> None:
+        self.site, self.operation, self.token, self.pool = site, operation, token, pool
+        self.ready: set[int] = set()  # changes whose new content waits, synced, beside its final name
         self.touched: set[str] = set()  # folders whose names changed since the last sync
 
     def run(self, phase: int) -> Iterator[int]:
@@ -190,6 +196,8 @@ class _Worker:
     def _run_batch(self, phase: int, rows: list[Row]) -> None:
         names = {row.seq: self._from(phase, row) for row in rows}
         seen = self.site.take_seen([name for name in names.values() if name is not None])
+        if phase == 2:
+            self._prepare([row for row in rows if row.kind == "write"])
         for row in rows:
             try:
                 self._step(phase, row)
@@ -203,9 +211,7 @@ class _Worker:
                         mend="free some space and run again: the operation is finished then",
                     ) from error
                 self._leave(phase, row, error.strerror or str(error))
-        for folder in self.touched:
-            sync_folder(folder)
-        self.touched.clear()
+        self._sync()
         moved = ((self._to(phase, row), seen[old]) for row in rows if (old := names[row.seq]) in seen)
         self.site.give_seen((new, what) for new, what in moved if new is not None)
         key = self.site.places.key
@@ -218,6 +224,15 @@ class _Worker:
                     for r in rows
                 ),
             )
+
+    def _sync(self) -> None:
+        """Make the names changed since the last time durable."""
+        if len(self.touched) > 2:
+            list(self.pool.map(sync_folder, self.touched))
+        else:
+            for folder in self.touched:
+                sync_folder(folder)
+        self.touched.clear()
 
     def _leave(self, phase: int, row: Row, why: str) -> None:
         """Skip a change; a file that waits under its temporary name gets a visible one again."""
@@ -344,23 +359,57 @@ class _Worker:
         _set_time(dst, row.mtime_ns)
         self._touch(dst)
 
+    def _prepare(self, rows: list[Row]) -> None:
+        """The slow part of many writes at once: old contents kept, new ones synced beside their names."""
+
+        def work(row: Row, content: bytes) -> None:
+            # what goes wrong here (or is not to be written at all) is met again, and told, in `_write`
+            with contextlib.suppress(OSError, _Skip):
+                self._keep_old(row)
+                write_synced(self._part(row), content)
+                self.ready.add(row.seq)
+
+        if len(rows) <= 4:  # not worth the threads
+            return
+        contents: list[tuple[Row, bytes]] = []
+        for row in rows:
+            with contextlib.suppress(OSError, _Skip):
+                contents.append((row, self._content(row)))
+        list(self.pool.map(work, *zip(*contents, strict=True)) if contents else [])
+        self._sync()
+
+    def _keep_old(self, row: Row) -> None:
+        """Copy what a `write` replaces into the trash, unless it is there already."""
+        if row.before_sha256 is None:
+            return
+        dst, kept = _some(row.dst), self.site.trash_path(row.before_sha256)
+        self._expect(
+            dst,
+            Row(seq=0, kind="", size=row.before_size, mtime_ns=row.before_mtime_ns, sha256=row.before_sha256),
+        )
+        if not os.path.lexists(kept):
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another file held the same and was quicker
+                copy_new(dst, kept, f"{kept}.{row.seq}.part")
+            self._touch(kept)
+
     def _write(self, row: Row) -> None:
+        try:
+            self._write_over(row)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._part(row))
+
+    def _write_over(self, row: Row) -> None:
         dst, part, there = _some(row.dst), self._part(row), lstat_or_none(_some(row.dst))
         if there is not None and there.st_size == row.size and sha256_of(dst) == row.sha256:
             return  # done before the crash
-        before = Row(
-            seq=0, kind="", size=row.before_size, mtime_ns=row.before_mtime_ns, sha256=row.before_sha256
-        )
         if row.before_sha256 is None and there is not None:
             raise _Skip("a new file stands there")
-        if row.before_sha256 is not None:
-            self._expect(dst, before)
-            kept = self.site.trash_path(row.before_sha256)
-            if not os.path.lexists(kept):
-                os.makedirs(os.path.dirname(kept), exist_ok=True)
-                copy_new(dst, kept, kept + ".part")
-                sync_folder(os.path.dirname(kept))
-        write_synced(part, self._content(row))
+        self._keep_old(row)
+        if row.seq not in self.ready:
+            self._sync()  # the old content must be safe before the new one takes its place
+            write_synced(part, self._content(row))
         if there is None:
             _set_time(part, row.mtime_ns)
             rename_new(part, dst)
