@@ -311,8 +311,12 @@ def _show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[st
 
 def _kept_lines(result: Scrape | ImportedCoco) -> list[str]:
     rate = sum(result.outcomes.values()) / max(result.seconds, 0.001)
+    try:
+        out = result.out.relative_to(Path.cwd())
+    except ValueError:
+        out = result.out
     lines = [
-        f"{result.kept:,} images ({console.size(result.num_bytes)}) added to {result.out} in "
+        f"{result.kept:,} images ({console.size(result.num_bytes)}) added to {out} in "
         f"{result.seconds:.1f} s ({rate:,.0f} tried/s)"
     ]
     if result.limit is not None and result.total >= result.limit:

@@ -20,10 +20,12 @@ Handler = Callable[["Web", asyncio.StreamWriter], Awaitable[None]]
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (96, 64), format: str = "JPEG", **options: object) -> bytes:
-    """A picture whose bytes differ by seed."""
+    """A picture whose bytes differ by seed (up to 65,535)."""
     image = Image.linear_gradient("L").resize(size).convert("RGB")
-    image.paste((seed * 37 % 256, seed * 101 % 256, seed // 256 % 256), (8, 8, 40, 40))
-    image.paste((seed * 11 % 256, seed % 256, 90), (40, 20, 60, 60))
+    for bit in range(16):
+        if seed >> bit & 1:
+            x, y = bit % 4 * 16, bit // 4 * 16
+            image.paste((250, 40, 90), (x, y, x + 14, y + 14))
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
