@@ -1,4 +1,6 @@
-"""Latents made once: found again by what they were made from, so an edited image never trains on its old ones."""
+"""Latents made once: found again by what they were made from, so an edited image never trains on its old
+ones.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +25,15 @@ from edkit.data.image import Crop, load_crop
 from edkit.data.progress import SILENT, Progress
 
 _SCHEMA = """
-CREATE TABLE latents (key BLOB NOT NULL, channels INTEGER, height INTEGER, width INTEGER, dtype TEXT, data BLOB);
+CREATE TABLE latents (
+    key BLOB NOT NULL, channels INTEGER, height INTEGER, width INTEGER, dtype TEXT, data BLOB
+);
 CREATE UNIQUE INDEX latents_key ON latents (key)
 """
 _VERSION = 1
 _RECIPE = 1  # raised whenever the same image and crop would give other latents
 _ASK = 500
-_NUMPY = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
+_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 _T = TypeVar("_T")
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 _TORCH = {"fp16": torch.float16, "fp32": torch.float32}
@@ -50,10 +54,10 @@ class View:
 class LatentCache:
     """Latents by view: from memory, else the database, else encoded and put into both.
 
-    Encoding runs in batches of a size that only the bucket decides, padded where images are short, and what comes
-    out is always rounded to the cache's type: a view has the same latents, to the bit, whether they come from here
-    or are made anew, and whoever stood beside it. One database for all models of a data root; a killed run keeps
-    what it made.
+    Encoding runs in batches of a size that only the bucket decides, padded where images are short, and what
+    comes out is always rounded to the cache's type: a view has the same latents, to the bit, whether they
+    come from here or are made anew, and whoever stood beside it. One database for all models of a data root;
+    a killed run keeps what it made.
     """
 
     def __init__(
@@ -113,7 +117,9 @@ class LatentCache:
         return [self._kept[view] if view in self._kept else fresh[view] for view in views]
 
     def warm(self, views: Iterable[View], *, progress: Progress = SILENT) -> dict[Path, BadInput]:
-        """Make what is not there yet, and load what fits in memory; images that can't be decoded come back by path."""
+        """Make what is not there yet, and load what fits in memory; images that can't be decoded come back by
+        path.
+        """
         wanted = list(dict.fromkeys(views))
         broken: dict[Path, BadInput] = {}
         missing: list[View] = []
@@ -217,7 +223,9 @@ class LatentCache:
 
 
 def encode_batch_size(width: int, height: int) -> int:
-    """Images the encoder sees at once in a bucket: 16 of 256 x 256 or smaller, 4 of 512 x 512, 1 of 1024 x 1024."""
+    """Images the encoder sees at once in a bucket: 16 of 256 x 256 or smaller, 4 of 512 x 512, 1 of 1024 x
+    1024.
+    """
     return max(1, min(16, (1 << 20) // (width * height)))
 
 

@@ -29,10 +29,11 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     keep: int,
 ) -> Path:
-    """Write `checkpoints/step-N` (one safetensors file per entry of `tensors`, and state.json), then drop all but `keep`.
+    """Write `checkpoints/step-N` (one safetensors file per entry of `tensors`, and state.json), then drop all
+    but `keep`.
 
-    Files are synced before the folder gets its name. Raises NoSpace before anything is written where the disk can't
-    hold it.
+    Files are synced before the folder gets its name. Raises NoSpace before anything is written where the disk
+    can't hold it.
     """
     parent = run_dir / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,9 @@ def save_checkpoint(
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest step first; what a killed run left half-written is not among them."""
+    """The whole checkpoints of a run, oldest step first; what a killed run left half-written is not among
+    them.
+    """
     found = (run_dir / FOLDER).glob("step-*")
     return sorted(path for path in found if (path / _STATE).is_file())
 

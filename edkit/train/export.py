@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from edkit.train.families.base import DTYPES, Family
 def export_model(
     family: Family, out: Path, *, precision: str = "fp32", metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write `family` as the diffusers folder `out`, whole or not at all; an older export there is replaced."""
+    """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     width = DTYPES[precision].itemsize
     weights = [p.numel() for part in family.parts().values() for p in part.parameters()]
@@ -26,11 +25,11 @@ def export_model(
         family.save(part, precision=precision, metadata=metadata or {})
         if out.exists():
             aside = out.with_name(f".edkit-{secrets.token_hex(6)}")
-            os.replace(out, aside)
-            os.replace(part, out)
+            out.replace(aside)
+            part.replace(out)
             shutil.rmtree(aside)
         else:
-            os.replace(part, out)
+            part.replace(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edkit.data import atomic
-from edkit.data.errors import BadInput, MissingExtra, UsageError
+from edkit.data.errors import BadInput, UsageError
 from edkit.data.names import safe_name
 from edkit.data.progress import SILENT, Progress
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture to draw; the noise it grows from is a function of (seed, prompt, occurrence) and its size."""
+    """One picture to draw; it grows from noise that is a function of (seed, prompt, occurrence) and size."""
 
     prompt: str
     seed: int = 555
@@ -46,13 +46,13 @@ def generate(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> list[Path]:
-    """Draw `num_images` PNG files for each prompt into `out`; prompt, seed and settings stand in each file's text.
+    """Draw `num_images` PNG files for each prompt into `out`; prompt, seed and settings stand in each file's
+    text.
 
-    The n-th picture of a prompt is the same in every call with the same model, settings and `batch_size` (None: a
-    number that the machine and the size decide). `size` is (width, height) in pixels. Raises BadInput for a model
-    that does not load, UsageError for a size it can't draw.
+    The n-th picture of a prompt is the same in every call with the same model, settings and `batch_size`
+    (None: a number that the machine and the size decide). `size` is (width, height) in pixels. Raises
+    BadInput for a model that does not load, UsageError for a size it can't draw.
     """
-    need_torch()
     from edkit.train.families import load_family
 
     if not prompts:
@@ -99,7 +99,9 @@ def draw(
     device: torch.device,
     progress: Progress = SILENT,
 ) -> list[Image.Image]:
-    """The pictures asked for, in order. Batches are padded to one size, so no picture depends on its neighbours."""
+    """The pictures asked for, in order. Batches are padded to one size, so no picture depends on its
+    neighbours.
+    """
     import numpy as np
     import torch
     from PIL import Image
@@ -177,7 +179,9 @@ def write_png(path: Path, picture: Image.Image, text: dict[str, Any]) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; `auto` is CUDA, then Apple's, then the CPU. BadInput where torch has no such device."""
+    """The device asked for; `auto` is CUDA, then Apple's, then the CPU. BadInput where torch has no such
+    device.
+    """
     import torch
 
     if name == "auto":
@@ -192,6 +196,14 @@ def pick_device(name: str) -> torch.device:
             str(error).splitlines()[0], where=f"device {name}", mend="auto, cpu, cuda or mps"
         ) from None
     return device
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`768x512` -> (768, 512); UsageError for anything else."""
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    if not (width.strip().isdecimal() and height.strip().isdecimal()):
+        raise UsageError(f"{text!r} is no size (say 768x512)")
+    return int(width), int(height)
 
 
 def _on(tokens: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -222,12 +234,3 @@ def _two_lines(label: str, font: Any, width: int) -> list[str]:
     if rest and lines:
         lines[-1] = lines[-1][:-1] + "…"
     return lines
-
-
-def need_torch() -> None:
-    """MissingExtra where the packages of the `train` extra are not there."""
-    import importlib.util
-
-    for package in ("torch", "diffusers", "transformers", "safetensors"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra("train", package)

@@ -1,20 +1,19 @@
-"""Models of a family's real architecture with random weights: for tests, benchmarks and training from nothing."""
+"""Models of a family's real architecture with random weights: for tests, benchmarks and training from
+nothing.
+"""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edkit.data.errors import BadInput, MissingExtra, UsageError
-
-Size = Literal["tiny", "real"]
 
 # alphas of Stable Diffusion 1, which its samplers and every fine-tune of it assume
 SD_NOISE: dict[str, Any] = {
@@ -30,7 +29,7 @@ SD_NOISE: dict[str, Any] = {
     "timestep_spacing": "leading",
 }
 
-_SD1: dict[Size, dict[str, dict[str, Any]]] = {
+_SD1: dict[str, dict[str, dict[str, Any]]] = {
     # Stable Diffusion 1.5 as published: U-Net 859.5 M, text 123.1 M, VAE 83.7 M parameters
     "real": {
         "unet": {
@@ -87,8 +86,10 @@ class Initialized:
     num_parameters: dict[str, int]  # by part
 
 
-def init_model(family: str, *, size: Size = "tiny", out: Path, seed: int = 555) -> Initialized:
-    """Write a diffusers folder of a family's real architecture with random weights; the same for the same seed."""
+def init_model(family: str, *, size: str = "tiny", out: Path, seed: int = 555) -> Initialized:
+    """Write a diffusers folder of a family's real architecture with random weights; the same for the same
+    seed.
+    """
     if family != "sd1":
         raise UsageError(f"{family}: init-model knows sd1")
     if size not in _SD1:
@@ -108,15 +109,13 @@ def make_sd1(
     seed: int = 555,
     size: str = "custom",
 ) -> Initialized:
-    """Write a Stable Diffusion 1 pipeline with random weights from the configs given (what they don't say is SD1's).
+    """Write a Stable Diffusion 1 pipeline with random weights from the configs given (what they don't say is
+    SD1's).
 
-    `tokenizer`: a CLIPTokenizer; without one, CLIP's own vocabulary of 49,408 tokens. Raises BadInput where `out` has
-    something in it.
+    `tokenizer`: a CLIPTokenizer; without one, CLIP's own vocabulary of 49,408 tokens. Raises BadInput where
+    `out` has something in it.
     """
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra("train", "torch") from None
+    import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -137,7 +136,7 @@ def make_sd1(
         torch.manual_seed(seed)
         family = SD1(
             folder=out,
-            unet=UNet2DConditionModel(**{**unet}),
+            unet=UNet2DConditionModel(**unet),
             vae=AutoencoderKL(
                 **{
                     "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -168,7 +167,7 @@ def make_sd1(
         family.save(part, precision="fp32", metadata={})
         if out.exists():
             out.rmdir()
-        os.replace(part, out)
+        part.replace(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -178,10 +177,11 @@ def make_sd1(
 
 
 def clip_tokenizer() -> Any:
-    """CLIP's tokenizer as Stable Diffusion 1 has it (49,408 tokens, 77 positions), from the list open_clip ships.
+    """CLIP's tokenizer as Stable Diffusion 1 has it (49,408 tokens, 77 positions), from the list open_clip
+    ships.
 
-    The list holds the merges in order; the ids follow from it: 256 bytes, the same at a word's end, the merges,
-    the two markers (Radford et al. 2021, the published bpe_simple_vocab_16e6).
+    The list holds the merges in order; the ids follow from it: 256 bytes, the same at a word's end, the
+    merges, the two markers (Radford et al. 2021, the published bpe_simple_vocab_16e6).
     """
     from transformers import CLIPTokenizer
 

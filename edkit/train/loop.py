@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,10 @@ def train(
 ) -> Run:
     """Fine-tune a model as the settings say, or go on with the run in folder `resume`.
 
-    A resumed run continues bit-identically on the same machine. Where its data or settings (those given beside
-    `resume`) changed, it stops with their names unless `accept_changes`. Raises BadInput (settings, data, a
-    non-finite loss), UsageError, StateError, NoSpace; KeyboardInterrupt after Ctrl-C or SIGTERM, when the checkpoint
-    is written.
+    A resumed run continues bit-identically on the same machine. Where its data or settings (those given
+    beside `resume`) changed, it stops with their names unless `accept_changes`. Raises BadInput (settings,
+    data, a non-finite loss), UsageError, StateError, NoSpace; KeyboardInterrupt after Ctrl-C or SIGTERM, when
+    the checkpoint is written.
     """
     state: dict[str, Any] | None = None
     folder: Path | None = None
@@ -156,6 +156,28 @@ def train(
         )  # fmt: skip
 
 
+def find_run(
+    config: Path | None, flags: Mapping[str, Any], *, run_dir: Path | None, resume: bool
+) -> tuple[TrainSettings, Path | None]:
+    """The settings a command line means, and the run it wants to go on with (None: a new one).
+
+    A resumed run's own settings come first, then the config, then the flags. Raises UsageError.
+    """
+    if not resume:
+        if run_dir is not None:
+            raise UsageError(f"{run_dir}: a run folder is named only with --resume")
+        return read_settings(config, flags), None
+    going_on = run_dir or flags.get("out")
+    if going_on is None:
+        runs = sorted(Path("runs").glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise UsageError("there is no run in runs/ to resume (name it: --resume RUN_DIR)")
+        going_on = runs[-1].parent
+    before = read_settings(Path(going_on) / SETTINGS_FILE) if config is None else read_settings(config, flags)
+    _settings_of(Path(going_on))
+    return before.but(**{k: v for k, v in flags.items() if k != "out"}), Path(going_on)
+
+
 class _Trainer:
     """What changes from step to step: weights, optimizer, average, and where the plan stands."""
 
@@ -186,7 +208,9 @@ class _Trainer:
             part = parts[name].train()
             if s.gradient_checkpointing:
                 _checkpoint_gradients(part)
-            named = {f"{name}.{key}": p.requires_grad_(True) for key, p in part.named_parameters()}
+            named: dict[str, nn.Parameter] = {
+                f"{name}.{key}": p.requires_grad_(True) for key, p in part.named_parameters()
+            }
             self.parameters |= named
             lr = s.lr if name == denoiser or s.text_encoder_lr is None else s.text_encoder_lr
             groups.append((list(named.values()), lr))
@@ -395,7 +419,7 @@ class _Trainer:
         )
         if state["versions"] != _versions():
             self.progress.say(
-                f"resuming with other versions than before ({state['versions']}): not bit for bit the same run"
+                f"resuming with other versions than before ({state['versions']}): not the same to the bit"
             )
 
     def export(self, out: Path) -> None:

@@ -15,7 +15,9 @@ Name = tuple[Item, ...]
 
 
 def normal(shape: tuple[int, ...], seed: int, purpose: str, names: Sequence[Name]) -> Tensor:
-    """Standard normal noise (len(names), *shape), fp32; each row a function of (seed, purpose, its own name) alone."""
+    """Standard normal noise (len(names), *shape), fp32; each row a function of (seed, purpose, its own name)
+    alone.
+    """
     out = torch.empty(len(names), *shape)  # filled in place: memory aligned as torch aligns
     rows = out.numpy()
     for i, name in enumerate(names):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 def lr_factor(step: int, *, schedule: str, warmup: int, total: int, end: float) -> float:
     """What the learning rate is multiplied by at optimizer step `step` (from 0) of `total`.
 
-    Warm-up rises linearly and reaches 1 with its last step; then constant, or linear or half a cosine to `end`.
+    Warm-up rises linearly and reaches 1 with its last step; then constant, or linear or half a cosine to
+    `end`.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -33,8 +34,11 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimizer over groups of (parameters, learning rate); the base rate stands in each group as `base_lr`."""
-    rows = [{"params": list(params), "lr": lr, "base_lr": lr} for params, lr in groups if params]
+    """The optimizer over groups of (parameters, learning rate); the base rate stands in each group as
+    `base_lr`.
+    """
+    groups = [(params, lr) for params, lr in groups if params]
+    rows = [{"params": list(params), "lr": lr, "base_lr": lr} for params, lr in groups]
     if name != "adamw":
         raise ValueError(name)
     fused = all(
@@ -50,7 +54,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>|<entry>` -> tensor; `names` gives each parameter's by its id()."""
+    """The optimizer's state as `<parameter>|<entry>` -> tensor; `names`: each parameter's by its id()."""
     state: dict[str, Tensor] = {}
     for parameter, entries in optimizer.state.items():
         for entry, value in entries.items():
@@ -67,17 +71,19 @@ def load_optimizer_tensors(
     for key, tensor in state.items():
         name, _, entry = key.rpartition("|")
         parameter = by_name[name]
-        # the step counter of fused AdamW lives where the parameter does; a fresh copy is aligned as torch aligns
+        # fused AdamW's step counter lives where the parameter does; a fresh copy is aligned as torch aligns
         optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)
 
 
 class Ema:
-    """An exponential moving average of parameters, that warms up: decay min(d, (1 + n) / (10 + n)) at update n."""
+    """An exponential moving average of parameters, that warms up: decay min(d, (1 + n) / (10 + n)) at update
+    n.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.names = list(parameters)
-        self._live = [p for p in parameters.values()]
+        self._live = list(parameters.values())
         self.shadow = [p.detach().clone() for p in self._live]
 
     @torch.no_grad()

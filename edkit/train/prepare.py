@@ -76,8 +76,8 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Read the data root, refuse or leave out what is wrong, plan, and make every latent that the plan needs.
 
-    With `dry_run` no image is decoded and nothing is written. Raises BadInput where an error stands against an image
-    and `leave_out_broken` was not said.
+    With `dry_run` no image is decoded and nothing is written. Raises BadInput where an error stands against
+    an image and `leave_out_broken` was not said.
     """
     root = _first_root(s)
     state_dir = state_dir_for(root, s.state_dir)

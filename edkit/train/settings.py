@@ -36,7 +36,9 @@ class SettingError(BadInput):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Everything a run depends on besides its data; `None` means "the family's own" or "off", as each field says."""
+    """Everything a run depends on besides its data; `None` means "the family's own" or "off", as each field
+    says.
+    """
 
     # what is trained, on what, to where
     data_root: DataRoot
@@ -140,7 +142,8 @@ def defaults() -> dict[str, Any]:
 def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainSettings:
     """Settings from a TOML file (or none) under the flags given; relative paths in a file are relative to it.
 
-    Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of range.
+    Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of
+    range.
     """
     said: dict[str, Any] = {}
     lines: dict[str, int] = {}
@@ -180,10 +183,19 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
     return said
 
 
+def flag_settings(assignments: list[str], **flags: Any) -> dict[str, Any]:
+    """What a command line said: its `--set key=value` words, and the flags that were given (the stronger
+    ones).
+    """
+    return parse_assignments(assignments) | {key: value for key, value in flags.items() if value is not None}
+
+
 def resolve(
     settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
 ) -> TrainSettings:
-    """The settings with nothing left open: the family's own numbers filled in, a seed drawn where -1 asked for one."""
+    """The settings with nothing left open: the family's own numbers filled in, a seed drawn where -1 asked
+    for one.
+    """
     chosen = settings.but(
         family=family,
         resolution=settings.resolution or resolution,
@@ -209,7 +221,7 @@ def resolve(
 
 
 def to_toml(settings: TrainSettings) -> str:
-    """The settings as a TOML file that `read_settings` reads back equal; what is None does not stand in it."""
+    """The settings as a TOML file that `read_settings` reads back equal; None is left out."""
     lines = []
     for name in names():
         value = getattr(settings, name)
@@ -224,7 +236,7 @@ def changed(before: TrainSettings, after: TrainSettings) -> dict[str, tuple[Any,
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- inside
 
 
 def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -286,7 +298,9 @@ def _hints() -> dict[str, Any]:
 
 
 def _as_type(name: str, value: Any, hint: Any) -> Any:
-    """The value as the field's type says, text turned to paths and whole numbers to floats; else SettingError."""
+    """The value as the field's type says, text turned to paths and whole numbers to floats; else
+    SettingError.
+    """
     if name == "data_root":
         return _data_root(value)
     wanted = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)

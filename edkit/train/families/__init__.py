@@ -21,9 +21,11 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def load_family(model: str | Path, family: str = "auto") -> Family:
-    """Load a diffusers folder (or a hub id) in fp32 on the CPU, as the family named or the one its index names.
+    """Load a diffusers folder (or a hub id) in fp32 on the CPU, as the family named or the one its index
+    names.
 
-    Raises BadInput where the folder is no pipeline, of a family edkit doesn't train, or has only pickled weights.
+    Raises BadInput where the folder is no pipeline, of a family edkit doesn't train, or has only pickled
+    weights.
     """
     folder = find_model(model)
     index = read_index(folder)
@@ -42,7 +44,9 @@ def load_family(model: str | Path, family: str = "auto") -> Family:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model: as named, or the hub's snapshot of an id such as `owner/name` (safetensors only)."""
+    """The folder of a model: as named, or the hub's snapshot of an id such as `owner/name` (safetensors
+    only).
+    """
     folder = Path(model)
     if folder.is_dir():
         return folder.resolve()

@@ -51,7 +51,7 @@ class Family(Protocol):
         """What the denoiser reads: from token ids, under grad where the text encoder trains."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) in -1..1 -> (N, C, H/f, W/f) scaled latents: the mean of the encoder's distribution."""
+        """(N, 3, H, W) in -1..1 -> (N, C, H/f, W/f) scaled latents, the mean of what the encoder says."""
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents -> (N, 3, H, W) in -1..1."""

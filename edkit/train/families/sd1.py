@@ -194,11 +194,13 @@ def load(folder: Path) -> Family:
 
 
 def with_text_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's text weights under the keys every tool knows: transformers 5 drops the `text_model.` before them."""
+    """CLIP's text weights under the keys every tool knows: transformers 5 drops the `text_model.` before
+    them.
+    """
     return {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in state.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- inside
 
 
 def _from_folder(cls: Any, folder: Path, **options: Any) -> Any:
@@ -257,8 +259,10 @@ def _scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "trained_betas",
         "set_alpha_to_one",
     )
-    kept += ("steps_offset", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
-    return {key: config[key] for key in kept if config.get(key) is not None} | {"clip_sample": False}
+    more = ("steps_offset", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
+    return {key: config[key] for key in (*kept, *more) if config.get(key) is not None} | {
+        "clip_sample": False
+    }
 
 
 def _config_of(module: Any, precision: str) -> dict[str, Any]:

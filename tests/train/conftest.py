@@ -1,0 +1,104 @@
+"""A real Stable Diffusion 1 pipeline of 60,000 parameters, and pictures that it can learn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edkit.train.settings import TrainSettings
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+VAE = {
+    "block_out_channels": (8, 8, 8),
+    "sample_size": 32,
+    "scaling_factor": 1.0,
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 24,
+}
+
+
+def letters_tokenizer() -> Any:
+    """A CLIP tokenizer whose words are spelled letter by letter."""
+    from transformers import CLIPTokenizer
+
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789,.'-"
+    tokens = [*signs, *(sign + "</w>" for sign in signs), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=24)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: 32-pixel pictures, 4 x 8 x 8 latents, buckets in steps of 8 pixels."""
+    import torch
+
+    from edkit.train.initial import make_sd1
+
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("models") / "small"
+    make_sd1(out, unet=UNET, vae=VAE, text=TEXT, tokenizer=letters_tokenizer())
+    return out
+
+
+def draw_pictures(folder: Path, n: int = 8, *, sizes: tuple[tuple[int, int], ...] = ((40, 40),)) -> Path:
+    """Red and blue pictures with some noise, captioned by their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    for i in range(n):
+        width, height = sizes[i % len(sizes)]
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[...] = [(220, 20, 20), (20, 20, 220)][i % 2]
+        pixels += rng.integers(0, 20, pixels.shape).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{['red', 'blue'][i % 2]} paint_({i}).png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Eight square pictures."""
+    return draw_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def settings(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
+    """Settings of a small quick run, with whatever a test changes."""
+
+    def make(**changes: Any) -> TrainSettings:
+        quick: dict[str, Any] = {
+            "data_root": str(pictures),
+            "model": str(model),
+            "out": tmp_path / "run",
+            "max_steps": 6,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "tensorboard": False,
+            "num_threads": 1,
+            "device": "cpu",
+            "export_on_save": False,
+        }
+        return TrainSettings(**(quick | changes))
+
+    return make

@@ -1,0 +1,81 @@
+"""Pictures: the same for the same prompt and seed, whoever stands beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edkit.data.errors import UsageError
+from edkit.train.families import load_family
+from edkit.train.generate import Request, draw, generate, grid, parse_size
+
+CPU = torch.device("cpu")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_picture_does_not_depend_on_the_others(model: Path) -> None:
+    family = load_family(model)
+    prompts = ["red", "blue", "red", "a long one", "green"]
+    requests = [Request(prompt=p, occurrence=prompts[:i].count(p)) for i, p in enumerate(prompts)]
+    together = draw(family, requests, steps=3, guidance=4.0, batch_size=2, device=CPU)
+    for request, picture in zip(requests, together, strict=True):
+        alone = draw(family, [request], steps=3, guidance=4.0, batch_size=2, device=CPU)[0]
+        assert np.array_equal(np.asarray(alone), np.asarray(picture))
+    assert not np.array_equal(np.asarray(together[0]), np.asarray(together[2]))
+    other = draw(family, [Request(prompt="red", seed=1)], steps=3, guidance=4.0, batch_size=2, device=CPU)[0]
+    assert not np.array_equal(np.asarray(other), np.asarray(together[0]))
+
+
+def test_files_have_safe_names_and_tell_how_they_were_made(model: Path, tmp_path: Path) -> None:
+    prompts = ["a/b: c?", "con", "a/b: c?"]
+    paths = generate(model, prompts, tmp_path, steps=1, seed=9, negative="blur", size=(40, 32))
+    assert [path.name for path in paths] == ["a b c_(1).png", "con -_(1).png", "a b c_(2).png"]
+    with Image.open(paths[2]) as picture:
+        assert picture.size == (40, 32)
+        said = {key: picture.info[key] for key in ("prompt", "seed", "occurrence", "negative")}
+    assert said == {"prompt": "a/b: c?", "seed": "9", "occurrence": "1", "negative": "blur"}
+
+
+def test_nothing_is_overwritten_and_a_second_call_draws_the_same(model: Path, tmp_path: Path) -> None:
+    first = generate(model, ["red"], tmp_path, steps=2)
+    second = generate(model, ["red"], tmp_path, steps=2)
+    assert first != second and np.array_equal(pixels(first[0]), pixels(second[0]))
+
+
+def test_guidance_of_one_asks_the_model_once(model: Path) -> None:
+    family = load_family(model)
+    text, empty = (family.encode_text(family.tokenize([p])) for p in ("red", ""))
+    noise = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        plain = family.denoise(noise, text, empty, steps=3, guidance=1.0)
+        assert torch.equal(plain, family.denoise(noise, text, text, steps=3, guidance=1.0))
+        # guided by its own prompt as the negative one, the guidance has nothing to add
+        torch.testing.assert_close(
+            plain, family.denoise(noise, text, text, steps=3, guidance=7.0), rtol=1e-3, atol=1e-4
+        )
+        assert not torch.allclose(plain, family.denoise(noise, text, empty, steps=3, guidance=7.0), atol=1e-4)
+
+
+def test_sizes_the_model_cannot_draw_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="30 x 32: this model draws widths and heights in steps of 8 pixels"):
+        generate(model, ["red"], tmp_path, size=(30, 32))
+    with pytest.raises(UsageError, match="no prompt"):
+        generate(model, [], tmp_path)
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size("512")
+    assert parse_size("768x512") == (768, 512)
+
+
+def test_a_grid_holds_every_picture_with_its_label() -> None:
+    pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
+    sheet = grid(pictures, ["one", "a label that is far too long for the width of its picture", "three"])
+    colors = {color for _, color in sheet.getcolors(1 << 20) or []}
+    assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colors

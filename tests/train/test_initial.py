@@ -1,0 +1,53 @@
+"""Models with random weights: the published architecture, its vocabulary, and the same for the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edkit.data.errors import BadInput, UsageError
+from edkit.train.families import load_family
+from edkit.train.initial import _SD1, clip_tokenizer, init_model
+
+
+def test_the_tokenizer_is_clips() -> None:
+    open_clip = pytest.importorskip("open_clip")
+    theirs, ours = open_clip.SimpleTokenizer(), clip_tokenizer()
+    assert len(ours) == 49408
+    for text in ("a photo of a cat, 12 dogs' éèü!!", "日本語 a  b\n c", 'person\'s <tag> & "q"', ""):
+        assert ours(text).input_ids == [49406, *theirs.encode(text), 49407]
+
+
+def test_tiny_is_written_draws_128_pixels_and_is_reproducible(tmp_path: Path) -> None:
+    made = init_model("sd1", size="tiny", out=tmp_path / "a")
+    family, again = load_family(made.out), load_family(init_model("sd1", size="tiny", out=tmp_path / "b").out)
+    assert (family.resolution, family.bucket_step, family.max_tokens, family.vae_factor) == (128, 64, 77, 8)
+    assert family.model_hash() == again.model_hash()
+    assert family.model_hash() != load_family(init_model("sd1", out=tmp_path / "c", seed=1).out).model_hash()
+
+
+def test_real_has_the_published_number_of_parameters() -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**_SD1["real"]["unet"])
+        levels = {
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+        }
+        vae = AutoencoderKL(layers_per_block=2, **levels, **_SD1["real"]["vae"])
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+
+
+def test_nothing_is_overwritten_and_unknown_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(BadInput, match="is not empty"):
+        init_model("sd1", out=tmp_path)
+    with pytest.raises(UsageError, match="init-model knows sd1"):
+        init_model("sdxl", out=tmp_path / "x")
+    with pytest.raises(UsageError, match="tiny and real"):
+        init_model("sd1", size="huge", out=tmp_path / "x")

@@ -1,0 +1,158 @@
+"""A batch is what its picks say: captions word for word, and noise of each pick's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from edkit.data.progress import SILENT
+from edkit.data.sample import caption_text, drops_caption
+from edkit.train.families import load_family
+from edkit.train.loader import Batch, Loader, Planned, TextStates
+from edkit.train.noise import normal
+from edkit.train.prepare import Prepared, prepare
+from edkit.train.settings import TrainSettings, resolve
+
+Settings = Callable[..., TrainSettings]
+
+
+@contextmanager
+def loading(s: TrainSettings, *, micro_batch_size: int | None = None) -> Iterator[tuple[Loader, Prepared]]:
+    family = load_family(s.model)
+    s = resolve(
+        s,
+        resolution=family.resolution,
+        bucket_step=family.bucket_step,
+        num_timesteps=1000,
+        family=family.name,
+    )
+    with prepare(s, family, torch.device("cpu"), dry_run=False, progress=SILENT) as data:
+        yield (
+            Loader(
+                family=family,
+                sample=data.sample,
+                view=data.view,
+                latents=data.latents,
+                seed=s.seed,
+                timesteps=(0, 1000),
+                min_snr_gamma=s.min_snr_gamma,
+                micro_batch_size=micro_batch_size,
+            ),
+            data,
+        )
+
+
+def planned(data: Prepared, epoch: int) -> list[Planned]:
+    steps = data.steps(epoch)
+    return [Planned(step=steps[i], epoch=epoch, index=i, last=i + 1 == len(steps)) for i in range(len(steps))]
+
+
+def all_captions(batches: list[Batch]) -> dict[str, str]:
+    return {s.key: c for b in batches for m in b.micros for s, c in zip(m.samples, m.captions, strict=True)}
+
+
+def test_captions_reach_the_batch_exactly_as_the_samples_say(settings: Settings, pictures: Path) -> None:
+    said = {
+        "red paint_(0).png": "red,  odd   spacing , 10,000 signs",
+        "blue paint_(1).png": "",
+        "red paint_(2).png": "un tableau très rouge",
+    }
+    for name, caption in said.items():
+        (pictures / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    with loading(settings(cond_dropout=0.0)) as (loader, data):
+        seen = all_captions([loader.batch(step) for step in planned(data, 0)])
+        assert {name: seen[name] for name in said} == said
+        assert seen["red paint_(4).png"] == "red paint"
+        assert len(seen) == 8
+        for i in range(8):
+            sample = data.sample(i)
+            assert seen[sample.key] == caption_text(sample, seed=555, epoch=0)
+
+
+def test_dropped_captions_are_those_the_data_layer_drops(settings: Settings) -> None:
+    with loading(settings(cond_dropout=0.5)) as (loader, data):
+        dropped = 0
+        for epoch in range(4):
+            for batch in (loader.batch(step) for step in planned(data, epoch)):
+                for micro in batch.micros:
+                    for sample, caption in zip(micro.samples, micro.captions, strict=True):
+                        drop = drops_caption(sample, seed=555, epoch=epoch)
+                        dropped += drop
+                        assert caption == ("" if drop else sample.main_prompt)
+        assert 6 <= dropped <= 26  # of 32 at one half
+
+
+def test_each_row_of_tokens_is_its_images_caption(settings: Settings) -> None:
+    with loading(settings(cond_dropout=0.3)) as (loader, data):
+        family = load_family(settings().model)
+        for step in planned(data, 0):
+            for micro in loader.batch(step).micros:
+                rows = micro.tokens["input_ids"][micro.which]
+                assert torch.equal(rows, family.tokenize(micro.captions)["input_ids"])
+
+
+def test_a_picks_noise_and_timestep_do_not_depend_on_its_neighbours(settings: Settings) -> None:
+    def by_name(
+        batch_size: int, micro: int | None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, int, float]]:
+        found = {}
+        with loading(settings(batch_size=batch_size, min_snr_gamma=5.0), micro_batch_size=micro) as (
+            loader,
+            data,
+        ):
+            for step in planned(data, 0):
+                for m in loader.batch(step).micros:
+                    for i, sample in enumerate(m.samples):
+                        found[sample.key] = (
+                            m.noisy[i],
+                            m.target[i],
+                            int(m.timesteps[i]),
+                            float(m.weights[i]),
+                        )
+        return found
+
+    one, other = by_name(4, None), by_name(8, 3)
+    assert one.keys() == other.keys() and len({row[2] for row in one.values()}) > 4
+    for key, (noisy, target, timestep, weight) in one.items():
+        assert torch.equal(noisy, other[key][0]) and torch.equal(target, other[key][1])
+        assert (timestep, weight) == other[key][2:]
+
+
+def test_noise_is_standard_normal_and_a_function_of_its_name() -> None:
+    rows = normal((4, 16, 16), 555, "noise", [("a", 0, 0), ("a", 1, 0), ("b", 0, 0)])
+    assert torch.equal(rows[1], normal((4, 16, 16), 555, "noise", [("a", 1, 0)])[0])
+    assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    assert not torch.equal(rows[0], normal((4, 16, 16), 556, "noise", [("a", 0, 0)])[0])
+    many = normal((100,), 1, "noise", [(i,) for i in range(1000)])
+    assert abs(float(many.mean())) < 0.01 and abs(float(many.std()) - 1) < 0.01
+
+
+def test_loss_scale_and_min_snr_weigh_each_image(settings: Settings, pictures: Path) -> None:
+    (pictures / "red paint_(0).yaml").write_text("main_prompt: red\nloss_scale: 3\n", encoding="utf-8")
+    with loading(settings()) as (loader, data):
+        plain = {
+            s.key: float(w)
+            for step in planned(data, 0)
+            for m in loader.batch(step).micros
+            for s, w in zip(m.samples, m.weights, strict=True)
+        }
+    assert plain.pop("red paint_(0).png") == 3.0
+    assert set(plain.values()) == {1.0}
+
+
+@pytest.mark.parametrize("room", [1 << 30, 1])
+def test_kept_text_states_are_the_encoders_to_the_bit(model: Path, room: int) -> None:
+    family = load_family(model)
+    states = TextStates(family, torch.device("cpu"), memory_bytes=room)
+    captions = [f"paint {i}" for i in range(11)]
+    together = states.states(family.tokenize(captions))["states"]
+    again = states.states(family.tokenize(captions[7:8]))["states"][0]
+    alone = TextStates(family, torch.device("cpu")).states(family.tokenize(captions[7:8]))["states"][0]
+    assert torch.equal(together[7], again) and torch.equal(together[7], alone)
+    with torch.no_grad():
+        plain = family.encode_text(family.tokenize(captions[7:8]))["states"][0]
+    torch.testing.assert_close(together[7], plain)

@@ -1,0 +1,246 @@
+"""Training: it learns, it goes on exactly where it stood, and it says what it did not train on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from edkit.data.errors import BadInput, StateError, UsageError
+from edkit.train import checkpoint as ck
+from edkit.train.loop import find_run, train
+from edkit.train.settings import TrainSettings, read_settings, to_toml
+from edkit.train.watch import read_metrics
+from tests.train.conftest import draw_pictures
+
+Settings = Callable[..., TrainSettings]
+
+# one run that uses everything a checkpoint must hold
+WHOLE = {"max_steps": 7, "train_text_encoder": True, "ema_decay": 0.9, "min_snr_gamma": 5.0, "flip_p": 0.5}
+WHOLE |= {
+    "lr_schedule": "cosine",
+    "lr_warmup_steps": 2,
+    "batch_size": 3,
+    "save_every_steps": 3,
+    "keep_checkpoints": 9,
+}
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every tensor file of a checkpoint."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.glob("*.safetensors"))
+    }
+
+
+def test_it_learns(settings: Settings) -> None:
+    run = train(settings(max_steps=60, batch_size=8, lr=3e-3, cond_dropout=0.0))
+    assert run.step == 60 and run.num_images == 480
+    assert run.last_loss < 0.75 * run.first_loss
+    assert len(read_metrics(run.run_dir)) == 60
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(settings: Settings, tmp_path: Path) -> None:
+    straight = train(settings(out=tmp_path / "straight", **WHOLE))
+    assert straight.checkpoint is not None
+    for at in (3, 6):
+        cut = tmp_path / f"cut-at-{at}"
+        shutil.copytree(straight.run_dir, cut)
+        for path in ck.checkpoints(cut):
+            if ck.load_state(path)["step"] > at:
+                shutil.rmtree(path)
+        resumed = train(resume=cut)
+        assert resumed.resumed_from == at and resumed.checkpoint is not None
+        assert set(digests(straight.checkpoint)) == {
+            "weights.safetensors",
+            "optimizer.safetensors",
+            "ema.safetensors",
+        }
+        assert digests(resumed.checkpoint) == digests(straight.checkpoint)
+        rows = [[row[k] for k in ("step", "loss", "lr")] for row in read_metrics(cut)]
+        assert rows == [[row[k] for k in ("step", "loss", "lr")] for row in read_metrics(straight.run_dir)]
+
+
+def started(s: TrainSettings, tmp_path: Path) -> subprocess.Popen[str]:
+    """The same training in a process of its own."""
+    config = tmp_path / "train.toml"
+    config.write_text(to_toml(s), encoding="utf-8")
+    command = [sys.executable, "-m", "edkit", "train", "--config", str(config), "--quiet"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not what():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.01)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(settings: Settings, tmp_path: Path) -> None:
+    kept = WHOLE | {"max_steps": 60, "save_every_steps": 5, "keep_checkpoints": 2}
+    s = settings(out=tmp_path / "killed", **kept)
+    process = started(s, tmp_path)
+    wait_for(lambda: len(ck.checkpoints(tmp_path / "killed")) == 2, process)
+    process.kill()  # SIGKILL: nothing can be saved now
+    process.wait()
+    resumed = train(resume=tmp_path / "killed")
+    straight = train(s.but(out=tmp_path / "straight"))
+    assert resumed.resumed_from is not None and 10 <= resumed.resumed_from < 60
+    assert resumed.checkpoint is not None and straight.checkpoint is not None
+    assert digests(resumed.checkpoint) == digests(straight.checkpoint)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once there")
+def test_sigterm_saves_the_current_step_and_leaves_with_130(settings: Settings, tmp_path: Path) -> None:
+    s = settings(max_steps=100_000)
+    process = started(s, tmp_path)
+    metrics = tmp_path / "run" / "run.json"
+    wait_for(metrics.exists, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    found = ck.checkpoints(tmp_path / "run")
+    assert len(found) == 1
+    assert read_metrics(tmp_path / "run")[-1]["step"] == ck.load_state(found[0])["step"]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return ck.load_tensors(ck.checkpoints(run_dir)[-1], "weights")
+
+
+def test_micro_batches_over_buckets_train_as_one_large_batch(
+    settings: Settings, tmp_path: Path, model: Path
+) -> None:
+    mixed = draw_pictures(tmp_path / "mixed", 8, sizes=((40, 40), (64, 32), (32, 64)))
+    same = {"data_root": str(mixed), "max_steps": 3, "batch_size": 8, "cond_dropout": 0.0}
+    whole = train(settings(out=tmp_path / "whole", **same))
+    assert len(whole.summary.buckets) == 3
+    single = train(settings(out=tmp_path / "single", micro_batch_size=1, **same))
+    before = ck.load_tensors(ck.checkpoints(single.run_dir)[-1], "weights")
+    for name, value in weights(whole.run_dir).items():
+        torch.testing.assert_close(before[name], value, rtol=1e-3, atol=2e-5)
+    assert whole.first_loss == pytest.approx(single.first_loss, rel=1e-4)
+
+
+def test_cached_and_uncached_runs_train_the_same(settings: Settings, tmp_path: Path) -> None:
+    cached = train(settings(out=tmp_path / "cached"))
+    uncached = train(settings(out=tmp_path / "uncached", cache_latents=False))
+    assert cached.checkpoint is not None and uncached.checkpoint is not None
+    assert digests(cached.checkpoint) == digests(uncached.checkpoint)
+
+
+def test_the_text_encoder_moves_only_where_it_is_trained(
+    settings: Settings, tmp_path: Path, model: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    base = load_file(model / "text_encoder" / "model.safetensors")
+    for trains in (False, True):
+        run = train(settings(out=tmp_path / str(trains), train_text_encoder=trains))
+        assert run.export is not None
+        after = load_file(run.export / "text_encoder" / "model.safetensors")
+        assert all(torch.equal(base[k], after[k]) for k in base) is not trains
+
+
+def test_training_refuses_errors_and_leaves_them_out_when_told(
+    settings: Settings, pictures: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(pictures / "IMG_1234.jpg")
+    whole = (pictures / "red paint_(0).png").read_bytes()
+    (pictures / "cut paint_(1).png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match=r"training does not start: .*IMG_1234.*--leave-out-broken"):
+        train(settings())
+    assert not (tmp_path / "run").exists()
+    run = train(settings(leave_out_broken=True, max_steps=2))
+    assert run.summary.num_images == 8
+    assert len(run.summary.left_out) == 2
+    assert any("IMG_1234" in line for line in run.summary.left_out)
+    assert any("cut paint" in line for line in run.summary.left_out)
+    assert json.loads((run.run_dir / "run.json").read_text("utf-8"))["left_out"] == list(run.summary.left_out)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_files(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"not finite; the batch's files: .*paint_\(") as error:
+        train(settings(lr=1e30, max_steps=50, clip_grad_norm=None))
+    assert "paint" in str(error.value)
+    assert ck.checkpoints(tmp_path / "run") == []
+
+
+def test_changed_data_and_settings_need_a_word_of_consent(settings: Settings, pictures: Path) -> None:
+    s = settings(max_steps=2)
+    run = train(s)
+    with pytest.raises(StateError, match=r"settings changed.*lr: 0.001 -> 0.01.*--accept-changes"):
+        train(s.but(lr=1e-2), resume=run.run_dir)
+    (pictures / "red paint_(0).txt").write_text("another caption", encoding="utf-8")
+    with pytest.raises(StateError, match="the data changed"):
+        train(resume=run.run_dir)
+    going_on = train(s.but(max_steps=4), resume=run.run_dir, accept_changes=True)
+    assert going_on.resumed_from == 2 and going_on.step == 4
+
+
+def test_a_folder_with_a_run_is_not_overwritten(settings: Settings) -> None:
+    train(settings(max_steps=1))
+    with pytest.raises(UsageError, match=r"has a run in it.*--resume"):
+        train(settings(max_steps=1))
+
+
+def test_a_dry_run_plans_and_writes_nothing(settings: Settings, pictures: Path, tmp_path: Path) -> None:
+    before = sorted(pictures.rglob("*"))
+    run = train(settings(max_epochs=3, max_steps=None, batch_size=3), dry_run=True)
+    assert (run.summary.steps_per_epoch, run.total_steps) == (2, 8)
+    assert sorted(pictures.rglob("*")) == before and not (tmp_path / "run").exists()
+
+
+def test_settings_samples_and_epochs_stand_in_the_run_folder(settings: Settings) -> None:
+    s = settings(
+        max_steps=None, max_epochs=2, sample_prompts=("red paint", "blue paint"), sample_steps=2, sample_every_steps=2,
+        save_every_epochs=1, export_on_save=True, seed=-1, tensorboard=True, log_every_steps=2,
+    )  # fmt: skip
+    run = train(s)
+    recorded = read_settings(run.run_dir / "settings.toml")
+    assert recorded == run.settings and recorded.seed >= 0
+    assert [path.name for path in run.samples] == [
+        "step-00000000.png",
+        "step-00000002.png",
+        "step-00000004.png",
+    ]
+    with Image.open(run.run_dir / "samples" / "step-00000002" / "01.png") as picture:
+        assert picture.size == (32, 32) and picture.info["prompt"] == "red paint"
+    assert (run.run_dir / "exports" / "step-00000002" / "model_index.json").is_file()
+    assert list((run.run_dir / "tensorboard").glob("events.*"))
+    assert [row["epoch"] for row in read_metrics(run.run_dir)] == [0, 0, 1, 1]
+
+
+def test_resume_finds_the_newest_run_and_keeps_its_settings(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no run in runs/"):
+        find_run(None, {}, run_dir=None, resume=True)
+    run = train(settings(out=tmp_path / "runs" / "a", max_steps=1))
+    found, where = find_run(None, {"max_steps": 3}, run_dir=None, resume=True)
+    assert where is not None and where.resolve() == run.run_dir
+    assert found.max_steps == 3 and found.lr == run.settings.lr
+    with pytest.raises(UsageError, match="is no run folder"):
+        find_run(None, {}, run_dir=tmp_path, resume=True)
+
+
+def test_real_photos_train(model: Path, shared_data: Path, tmp_path: Path, settings: Settings) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((shared_data / "coco-mini" / "train2017").glob("*.jpg"))[:6]:
+        shutil.copy(path, photos)
+    run = train(settings(data_root=str(photos), caption_fallback="a photo", max_steps=2, batch_size=6))
+    assert run.num_images == 12 and len(run.summary.buckets) > 1
