@@ -215,8 +215,9 @@ class Dataset:
     def without_errors(self) -> tuple[Dataset, list[LeftOut]]:
         """The set without everything that an error stands against, and the list of what that left out."""
         left_out = [LeftOut(path=str(self.path(i)), problem=p) for i, p in sorted(self._blocked.items())]
-        of_images = {id(p) for p in self._blocked.values()}
-        left_out += [LeftOut(path=p.where, problem=p) for p in self.errors if id(p) not in of_images]
+        # what never became a sample: a manifest's bad rows and missing images, folders that can't be read
+        nowhere = ("missing-image", "bad-row", "unreadable-folder")
+        left_out += [LeftOut(path=p.where, problem=p) for p in self.errors if p.code in nowhere]
         out = self.drop(self._blocked)
         out.problems = out.warnings
         return out, left_out
@@ -314,12 +315,14 @@ def _probe_sizes(
     ]
     known: dict[Path, object] = {}
     by_path: dict[Path, tuple[int, int]] = {}
+    keyed: list[Path] = []
     if cache is not None:
-        by_path = {Path(path): stats[path] for path in paths if path in stats}
+        keyed = [Path(path) for path in paths]
+        by_path = {keyed[i]: stats[path] for i, path in enumerate(paths) if path in stats}
         known = cache.cached_many("header/1", by_path, stats=by_path)
     todo: list[int] = []
-    for i, path in enumerate(paths):
-        size = known.get(Path(path)) if known else None
+    for i in range(len(paths)):
+        size = known.get(keyed[i]) if known else None
         if isinstance(size, list) and len(size) == 2:
             dataset.widths[i], dataset.heights[i] = size
         else:

@@ -100,15 +100,14 @@ def decode(data: bytes, where: str) -> str:
         raise BadInput(what, where=f"{where}:{line}", mend=mend) from error
     if "\0" in text:
         raise BadInput("holds NUL characters (UTF-16 without a byte-order mark?)", where=where, mend=mend)
-    return text
+    return text.lstrip("\ufeff")  # some editors write the mark twice
 
 
 def one_line_text(text: str) -> str:
     """A caption's or name's text on one line, without outer white space."""
-    text = text.strip().strip("\ufeff")
-    if not any(c in text for c in "\n\r\t\v\f\x85\u2028\u2029"):
-        return text.strip()
-    return " ".join(line.strip() for line in text.replace("\t", " ").splitlines() if line.strip())
+    text = text.replace("\t", " ").strip()
+    lines = text.splitlines()
+    return text if len(lines) <= 1 else " ".join(line.strip() for line in lines if line.strip())
 
 
 def caption_words(text: str) -> Words:

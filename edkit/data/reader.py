@@ -312,7 +312,7 @@ class Reader:
                 "rename one",
             )
         by_stem: dict[str, list[str]] = {}
-        for name in listing.images:
+        for name in listing.images if listing.sidecars else ():
             by_stem.setdefault(nfc(os.path.splitext(name)[0]), []).append(name)
         for stem, endings in listing.sidecars.items():
             images = by_stem.get(stem)
