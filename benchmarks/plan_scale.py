@@ -96,8 +96,7 @@ def peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(
-        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    print(f"Python {platform.python_version()}, {machine}")
     for argument in sys.argv[1:] or ["10000", "100000"]:
         measure(int(argument))

@@ -585,7 +585,8 @@ class Reader:
             self._warn(
                 "prose-shuffled",
                 folder,
-                f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose ({prose[0][:60]})",
+                f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose"
+                f" ({prose[0][:60]})",
                 "say caption_style: prose, or turn shuffle_tags off",
             )
 
