@@ -73,9 +73,8 @@ def main() -> None:
         "edkit, pHash and its mirror": lambda path: measure_file(path, ["phash", "phash_mirror"]),
         f"edkit, all {len(FACTS)} facts": lambda path: measure_file(path, FACTS),
     }
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}, Pillow {Image.__version__}, NumPy {np.__version__}"
-    )
+    versions = f"Pillow {Image.__version__}, NumPy {np.__version__}"
+    print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory() as folder:
         paths = prepared(settings.photos, Path(folder), settings.images, settings.megapixels)
         if not paths:

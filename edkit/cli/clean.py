@@ -68,7 +68,7 @@ def check(
                     typer.echo(str(problem))
         ui.done(
             result,
-            f"{result.num_images:,} images: {_count(result.num_errors, 'error')},"
+            f"{_count(result.num_images, 'image')}: {_count(result.num_errors, 'error')},"
             f" {_count(result.num_warnings, 'warning')}",
             *(f"note: {note}" for note in result.notes),
         )
@@ -135,7 +135,7 @@ def dedupe(
         stayed = sum(m.protected for g in result.groups for m in g.members)
         ui.done(
             result,
-            f"{result.num_images:,} images, {_count(len(result.groups), 'group')}:"
+            f"{_count(result.num_images, 'image')}, {_count(len(result.groups), 'group')}:"
             f" {_count(result.num_trashed, 'image')} ({console.size(result.num_bytes)})"
             f" {_moved(dry_run, folders[0], result.num_trashed)}",
             *([f"{_count(stayed, 'duplicate')} stayed: protected"] if stayed else []),
@@ -184,8 +184,11 @@ def filter(
         )
         ui.done(
             result,
-            *(f"{tally.rule}: {_count(tally.num_fail, 'image')} fail" for tally in result.tallies),
-            f"{result.num_images:,} images: {result.num_kept:,} kept,"
+            *(
+                f"{tally.rule}: {_count(tally.num_fail, 'image')} fail{'s' * (tally.num_fail == 1)}"
+                for tally in result.tallies
+            ),
+            f"{_count(result.num_images, 'image')}: {result.num_kept:,} kept,"
             f" {len(result.dropped):,} {_moved(dry_run, root, len(result.dropped))}",
             *_left(result.broken, result.skipped),
         )
@@ -250,7 +253,7 @@ def aesthetic_filter(
                 if result.lowest is not None
                 else []
             ),
-            f"{result.num_images:,} images: {result.num_kept:,} kept ({result.rule}),"
+            f"{_count(result.num_images, 'image')}: {result.num_kept:,} kept ({result.rule}),"
             f" {dropped:,} {_moved(dry_run, root, dropped)}",
             *_left(result.broken, result.skipped),
         )
