@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from edkit.cli import console
+
+if TYPE_CHECKING:
+    from edkit.balance.plan import Planned
 
 app = typer.Typer()
 PANEL = "Balance"
@@ -92,3 +96,124 @@ def balance(
             undo = f" (undo: edkit undo {folder})"
             lines.append(f"would write {files} (dry run)" if dry_run else f"wrote {files}{undo}")
         ui.done(result, *lines)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit plan photos --epochs 3 --batch-size 8 --for sd1")
+def plan(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root: a folder, or a JSON manifest.")],
+    epochs: Annotated[int, typer.Option("--epochs", help="Epochs to look at.")] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 8,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            "--resolution", help="Buckets have the area of a square of this side. Else by --for; 512."
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option("--for", metavar="FAMILY", help="sd1, sd2 or sdxl: its sizes, token limit and caches."),
+    ] = None,
+    seed: console.Seed = 555,
+    small: Annotated[
+        Literal["smaller", "upscale", "leave"],
+        typer.Option(
+            "--small", help="Images smaller than their bucket: a smaller bucket, scaled up, or left out."
+        ),
+    ] = "smaller",
+    remainder: Annotated[
+        Literal["join", "duplicate", "drop"],
+        typer.Option("--remainder", help="What a bucket's last, short batch does."),
+    ] = "join",
+    caption_fallback: Annotated[
+        str | None,
+        typer.Option("--caption-fallback", help="The caption of images whose name is a camera's."),
+    ] = None,
+    schedule: Annotated[
+        Path | None,
+        typer.Option("--schedule", metavar="FILE", help="Write every step, one JSON object a line."),
+    ] = None,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Show what training would see: picks, buckets, crops, cut captions, steps, and what is wrong."""
+    from edkit.balance.plan import plan as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            root,
+            epochs=epochs,
+            batch_size=batch_size,
+            resolution=resolution,
+            family=family,
+            seed=seed,
+            small=small,
+            remainder=remainder,
+            caption_fallback=caption_fallback,
+            schedule=schedule,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        ui.table(
+            ["Folder", "Images", "multiply", "Picks/epoch", "Share"],
+            [
+                [part.folder, part.num_images, part.multiply, _span(part.picks), f"{part.share:.1%}"]
+                for part in result.folders
+            ],
+        )
+        ui.table(
+            ["Bucket", "Images", "Cut off"],
+            [
+                [f"{part.width} x {part.height}", part.num_images, f"{part.cut:.1%}"]
+                for part in result.buckets
+            ],
+        )
+        ui.done(result, *_plan_lines(result))
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _plan_lines(result: Planned) -> list[str]:
+    lines = []
+    for level, words in (
+        ("error", "errors: training refuses to start on them"),
+        ("warning", "warnings: they block nothing"),
+    ):
+        kinds = [kind for kind in result.kinds if kind.level == level]
+        if kinds:
+            lines.append(f"{sum(kind.count for kind in kinds):,} {words}")
+            lines += [f"  {kind.count:,} {kind.code}, the first: {kind.first}" for kind in kinds]
+    if result.num_small:
+        lines.append(f"{result.num_small:,} images are smaller than their bucket")
+    deep = f"; {result.num_deep_cuts:,} lose over 20%" if result.num_deep_cuts else ""
+    lines.append(f"crops cut off {result.cut:.1%} of an image on average{deep}")
+    empty = f", {result.num_empty_captions:,} images with an empty one" if result.num_empty_captions else ""
+    captions = (
+        "one caption for all" if result.num_captions == 1 else f"{result.num_captions:,} different captions"
+    )
+    lines.append(f"{captions}{empty}")
+    if result.cut_captions:
+        longest = result.cut_captions[0]
+        lines.append(
+            f"{len(result.cut_captions):,} captions are cut at 75 tokens; the longest has "
+            f"{longest.num_tokens}, and loses: {longest.lost[:60]}"
+        )
+    elif result.cut_captions is not None:
+        lines.append("no caption is cut: all fit into 75 tokens")
+    elif result.family is not None:
+        lines.append('tokens were not counted (pip install "edkit[clip]")')
+    if result.latent_bytes is not None and result.text_bytes is not None:
+        latents, texts = console.size(result.latent_bytes), console.size(result.text_bytes)
+        lines.append(f"caches: {latents} of latents, {texts} of text states where the text encoder is frozen")
+    trains = f"{result.num_training:,} of {result.num_images:,} images train"
+    picks = f"{_span(result.picks)} picks in {_span(result.steps)} steps of {result.batch_size} an epoch"
+    mixed = f" ({_span(result.mixed_steps)} of them mixed)" if any(result.mixed_steps) else ""
+    lines.append(f"{trains}: {picks}{mixed}")
+    epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
+    lines.append(f"{result.total_steps:,} steps in {epochs}")
+    if result.schedule is not None:
+        lines.append(f"every step: {result.schedule}")
+    return lines
