@@ -19,6 +19,7 @@ from PIL import Image
 Handler = Callable[["Web", asyncio.StreamWriter], Awaitable[None]]
 
 
+@cache
 def jpeg(seed: int = 0, size: tuple[int, int] = (96, 64), format: str = "JPEG", **options: object) -> bytes:
     """A picture whose bytes differ by seed (up to 65,535)."""
     image = Image.linear_gradient("L").resize(size).convert("RGB")
@@ -237,7 +238,9 @@ def laion(tmp_path: Path) -> Callable[..., Path]:
         n = len(urls)
         given = {
             "URL": pa.array(urls, pa.string()),
-            "TEXT": pa.array(texts if texts is not None else [f"picture {i}" for i in range(n)], pa.string()),
+            "TEXT": pa.array(
+                texts if texts is not None else [f"scene {i} of many" for i in range(n)], pa.string()
+            ),
             "WIDTH": pa.array(columns.pop("width", [640] * n), pa.float64()),
             "HEIGHT": pa.array(columns.pop("height", [480] * n), pa.float64()),
             "similarity": pa.array(columns.pop("similarity", [0.3] * n), pa.float64()),
