@@ -108,7 +108,7 @@ def test_every_misbehaviour_has_its_outcome_and_leaves_nothing_half_written(
 
 def test_private_addresses_are_refused_by_default(web: Any, laion: Laion, tmp_path: Path) -> None:
     urls = [web.url("/image/1"), web.url("/image/2").replace("127.0.0.1", "localhost"),
-            web.url("/image/3").replace("127.0.0.1", "127.1")]  # fmt: skip
+            web.url("/image/3").replace("127.0.0.1", "0x7f.1")]  # fmt: skip
     result = scrape([laion(urls)], out=tmp_path / "out")
     assert result.outcomes == {"private-address": 3}
     assert not web.hits
