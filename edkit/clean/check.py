@@ -11,14 +11,14 @@ from pathlib import Path
 
 from edkit.clean.dedupe import FACTS_NEEDED, near_duplicates
 from edkit.clean.files import Listing, open_catalog, shown
+from edkit.clean.tokens import Family, unread
+from edkit.clean.tokens import family as family_of
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import MissingExtra, Problem, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import caption_text
 from edkit.measure.facts import Facts
 from edkit.measure.measure import measure
-from edkit.measure.tokens import Family, unread
-from edkit.measure.tokens import family as family_of
 
 MIN_SIDE = 256  # pixels, where no family says what it needs
 MAX_ASPECT = 4.0  # buckets go no further
