@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 MAX_NAME_CHARS = 120
 _MAX_NAME_BYTES = 200  # file systems end at 255 bytes; the number and the ending need room as well
@@ -91,6 +92,7 @@ def is_camera_name(stem: str) -> bool:
     return _machine_made(name, alone=True) or (bool(caption) and _machine_made(caption, alone=False))
 
 
+@lru_cache(maxsize=1 << 16)  # large sets say the same captions over and over
 def _machine_made(name: str, *, alone: bool) -> bool:
     if _UUID.fullmatch(name) or _DEVICE_NAME.fullmatch(name):
         return True

@@ -128,7 +128,7 @@ plans = st.builds(
     st.integers(1, 9),
     st.integers(0, 3),
 )
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick
