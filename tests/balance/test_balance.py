@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from edkit.balance.balance import (
     Folder,
@@ -23,6 +25,7 @@ from edkit.balance.balance import (
     propose,
     sentence,
 )
+from edkit.cli.app import app
 from edkit.data.errors import UsageError
 from edkit.data.journal import undo
 
@@ -70,6 +73,7 @@ def test_per_epoch_25_of_1000_is_exactly_0_025() -> None:
     assert [sum(f.picks_in(epoch) for f in found) for epoch in range(20)] == [75] * 20
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(num_images=st.integers(1, 200_000), picks=st.integers(0, 5000))
 def test_whole_picks_come_out_whole_in_the_first_and_the_thousandth_epoch(
     num_images: int, picks: int
@@ -79,6 +83,7 @@ def test_whole_picks_come_out_whole_in_the_first_and_the_thousandth_epoch(
         assert picks_of(num_images, multiply, epoch) == picks
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     num_images=st.integers(1, 10_000), picks=st.fractions(min_value=0, max_value=500, max_denominator=1000)
 )
@@ -305,3 +310,17 @@ def test_an_assignment_needs_folder_and_number(text: str) -> None:
 def test_a_number_must_be_one(photos: Path, value: str) -> None:
     with pytest.raises(UsageError, match=r"is no number|is more than"):
         balance(photos, set={"train": value})
+
+
+def test_the_command_tells_the_same_to_people_and_to_programs(photos: Path) -> None:
+    run = CliRunner().invoke(app, ["balance", str(photos), "--per-epoch", "preservation=25", "--json"])
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.stdout)
+    assert {part["folder"]: part["multiply"] for part in told["parts"]} == {
+        "preservation/coco": 0.025,
+        "preservation/faces/ffhq": 0.025,
+        "train/anna": 1.0,
+    }
+    run = CliRunner().invoke(app, ["balance", str(photos)])
+    assert "1,050 images, 75 picks an epoch" in run.stdout
+    assert "600 images × 0.025 = 15 picks in every epoch, 20.0% of the epoch" in run.stdout

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from edkit.caption.rename import rename_captions
+from edkit.cli.app import app
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import read
 from edkit.data.errors import BadInput, UsageError
@@ -393,3 +395,14 @@ def test_ten_thousand_files_are_one_quick_operation(tmp_path: Path) -> None:
     assert (folder / "person_(10000).jpg").exists()
     with Catalog.open(folder, write=False) as catalog:
         assert len(history(catalog)) == 1
+
+
+def test_the_command_lists_every_change_of_a_dry_run(root: Root) -> None:
+    root.put("IMG_1.png", "IMG_2.png").text("IMG_2.txt", "a dog")
+    asked = ["rename-captions", str(root.path), "--caption", "person"]
+    run = CliRunner().invoke(app, [*asked, "--dry-run"])
+    assert "person_(2).png" in run.stdout
+    assert "2 images: 2 would be renamed" in run.stdout
+    run = CliRunner().invoke(app, [*asked, "--json"])
+    assert json.loads(run.stdout)["num_set_aside"] == 1
+    assert root.names() == ["person_(1).png", "person_(2).png"]
