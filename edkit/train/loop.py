@@ -173,8 +173,9 @@ def find_run(
         if not runs:
             raise UsageError("there is no run in runs/ to resume (name it: --resume RUN_DIR)")
         going_on = runs[-1].parent
-    before = read_settings(Path(going_on) / SETTINGS_FILE) if config is None else read_settings(config, flags)
-    _settings_of(Path(going_on))
+    before = _settings_of(Path(going_on))
+    if config is not None:
+        before = read_settings(config, flags)
     return before.but(**{k: v for k, v in flags.items() if k != "out"}), Path(going_on)
 
 
@@ -208,9 +209,8 @@ class _Trainer:
             part = parts[name].train()
             if s.gradient_checkpointing:
                 _checkpoint_gradients(part)
-            named: dict[str, nn.Parameter] = {
-                f"{name}.{key}": p.requires_grad_(True) for key, p in part.named_parameters()
-            }
+            part.requires_grad_(True)
+            named: dict[str, nn.Parameter] = {f"{name}.{key}": p for key, p in part.named_parameters()}
             self.parameters |= named
             lr = s.lr if name == denoiser or s.text_encoder_lr is None else s.text_encoder_lr
             groups.append((list(named.values()), lr))

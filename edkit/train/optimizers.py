@@ -37,13 +37,12 @@ def make_optimizer(
     """The optimizer over groups of (parameters, learning rate); the base rate stands in each group as
     `base_lr`.
     """
-    groups = [(params, lr) for params, lr in groups if params]
-    rows = [{"params": list(params), "lr": lr, "base_lr": lr} for params, lr in groups]
+    used = [(list(params), lr) for params, lr in groups if params]
+    rows = [{"params": params, "lr": lr, "base_lr": lr} for params, lr in used]
     if name != "adamw":
         raise ValueError(name)
-    fused = all(
-        p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for row in rows for p in row["params"]
-    )  # type: ignore[attr-defined]
+    every = [p for params, _ in used for p in params]
+    fused = all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in every)
     return torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
 

@@ -63,7 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def draw_pictures(folder: Path, n: int = 8, *, sizes: tuple[tuple[int, int], ...] = ((40, 40),)) -> Path:
+def drawn(folder: Path, n: int = 8, *, sizes: tuple[tuple[int, int], ...] = ((40, 40),)) -> Path:
     """Red and blue pictures with some noise, captioned by their names."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(7)
@@ -76,10 +76,16 @@ def draw_pictures(folder: Path, n: int = 8, *, sizes: tuple[tuple[int, int], ...
     return folder
 
 
+@pytest.fixture(scope="session")
+def draw_pictures() -> Callable[..., Path]:
+    """Draws red and blue pictures of the sizes asked for into a folder."""
+    return drawn
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Eight square pictures."""
-    return draw_pictures(tmp_path / "pictures")
+    return drawn(tmp_path / "pictures")
 
 
 @pytest.fixture

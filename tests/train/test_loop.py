@@ -22,7 +22,6 @@ from edkit.train import checkpoint as ck
 from edkit.train.loop import find_run, train
 from edkit.train.settings import TrainSettings, read_settings, to_toml
 from edkit.train.watch import read_metrics
-from tests.train.conftest import draw_pictures
 
 Settings = Callable[..., TrainSettings]
 
@@ -121,16 +120,17 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_micro_batches_over_buckets_train_as_one_large_batch(
-    settings: Settings, tmp_path: Path, model: Path
+    settings: Settings, tmp_path: Path, draw_pictures: Callable[..., Path]
 ) -> None:
     mixed = draw_pictures(tmp_path / "mixed", 8, sizes=((40, 40), (64, 32), (32, 64)))
-    same = {"data_root": str(mixed), "max_steps": 3, "batch_size": 8, "cond_dropout": 0.0}
+    # so large an eps makes Adam's step follow the gradient, and not only its sign
+    same = {"data_root": str(mixed), "max_steps": 2, "batch_size": 8, "eps": 1.0, "clip_grad_norm": None, "lr": 0.1}
     whole = train(settings(out=tmp_path / "whole", **same))
     assert len(whole.summary.buckets) == 3
     single = train(settings(out=tmp_path / "single", micro_batch_size=1, **same))
     before = ck.load_tensors(ck.checkpoints(single.run_dir)[-1], "weights")
     for name, value in weights(whole.run_dir).items():
-        torch.testing.assert_close(before[name], value, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(before[name], value, rtol=1e-4, atol=1e-6)
     assert whole.first_loss == pytest.approx(single.first_loss, rel=1e-4)
 
 
@@ -205,7 +205,8 @@ def test_a_dry_run_plans_and_writes_nothing(settings: Settings, pictures: Path, 
 
 def test_settings_samples_and_epochs_stand_in_the_run_folder(settings: Settings) -> None:
     s = settings(
-        max_steps=None, max_epochs=2, sample_prompts=("red paint", "blue paint"), sample_steps=2, sample_every_steps=2,
+        max_steps=None, max_epochs=2, sample_prompts=("red paint", "blue paint"), sample_steps=2,
+        sample_every_steps=2,
         save_every_epochs=1, export_on_save=True, seed=-1, tensorboard=True, log_every_steps=2,
     )  # fmt: skip
     run = train(s)

@@ -75,6 +75,16 @@ class Family(Protocol):
         """Write the whole model as a diffusers folder into an empty folder."""
 
 
+def own_memory(module: nn.Module) -> None:
+    """Copy a module's weights into memory aligned as torch aligns it.
+
+    Loaded weights lie where their file happened to put them, and matrix kernels round differently by alignment: a
+    model and its own export would not give the same bits.
+    """
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.data = tensor.data.clone()
+
+
 def unwrapped_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """A module's weights on the CPU, contiguous, floating ones in `dtype`; shared tensors stand once."""
     seen: dict[int, str] = {}

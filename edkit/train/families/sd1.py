@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from edkit.data import atomic
 from edkit.data.errors import BadInput
-from edkit.train.families.base import DTYPES, Family, Text, unwrapped_state, write_json, write_safetensors
+from edkit.train.families.base import (
+    DTYPES,
+    Family,
+    Text,
+    own_memory,
+    unwrapped_state,
+    write_json,
+    write_safetensors,
+)
 
 PIPELINES = ("StableDiffusionPipeline",)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".onnx_data")
@@ -92,7 +100,7 @@ class SD1:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         latents = self.vae.encode(pixels).latent_dist.mode()
-        return (latents - self._shift()) * self.vae.config.scaling_factor
+        return cast(Tensor, (latents - self._shift()) * self.vae.config.scaling_factor)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return cast(Tensor, self.vae.decode(latents / self.vae.config.scaling_factor + self._shift()).sample)
@@ -182,7 +190,7 @@ def load(folder: Path) -> Family:
     if not scheduler_path.is_file():
         raise BadInput("has no scheduler_config.json", where=str(folder / "scheduler"))
     for module in (unet, vae, text_encoder):
-        module.requires_grad_(False).eval()
+        own_memory(module.requires_grad_(False).eval())
     return SD1(
         folder=folder,
         unet=unet,
