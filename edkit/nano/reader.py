@@ -65,18 +65,20 @@ def read(image: Image.Image) -> Reading:
     area = float(mask.mean())
     if area < _LEAST_AREA:
         return _NOTHING
-    filled = _fill_small_holes(_with_dark_rim(pixels, mask))
+    shares = _colour_shares(pixels, mask)
+    halves = [shares[name] for name in world.SUBJECT_COLOURS]
+    two_coloured = min(halves) > 0.14 and sum(halves) > 0.6
+    if two_coloured:  # eyes, an outline and the border between the halves leave gaps
+        mask = _closed(_with_dark_rim(pixels, mask))
+    filled = _fill_small_holes(mask)
     scores = _match_shapes(filled)
     ranked = sorted(scores, key=lambda name: -scores[name])
     best, match, margin = ranked[0], scores[ranked[0]], scores[ranked[0]] - scores[ranked[1]]
-    shares = _colour_shares(pixels, mask)
     colour = max(shares, key=lambda name: shares[name])
-    halves = [shares[name] for name in world.SUBJECT_COLOURS]
-    # Two colours weaken the mask where they meet: the subject's star may match a little less well.
-    subject = best == world.SUBJECT_CLASS and match >= _LEAST_MATCH - 0.04 and min(halves) > 0.14 and sum(halves) > 0.7
+    subject = two_coloured and best == world.SUBJECT_CLASS and match >= _LEAST_MATCH
     return Reading(
         colour=colour if shares[colour] >= _LEAST_SHARE or subject else None,
-        shape=best if match >= _LEAST_MATCH or subject else None,
+        shape=best if match >= _LEAST_MATCH else None,
         subject=subject,
         position=_position(filled),
         match=match,
@@ -116,6 +118,12 @@ def _with_dark_rim(pixels: Floats, mask: Mask) -> Mask:
     border = np.concatenate([luma[:3].ravel(), luma[-3:].ravel(), luma[:, :3].ravel(), luma[:, -3:].ravel()])
     dark = luma < _DARK * np.median(border)
     return mask | (dark & (_spread_maximum(mask.astype(np.float32), 2) > 0))
+
+
+def _closed(mask: Mask) -> Mask:
+    """Closes gaps up to two pixels wide: grown by one pixel, then shrunk by one."""
+    grown = _spread_maximum(mask.astype(np.float32), 1)
+    return -_spread_maximum(-grown, 1) > 0.5
 
 
 def _smooth(values: Floats) -> Floats:

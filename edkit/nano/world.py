@@ -46,8 +46,9 @@ SIZES = ("small", "", "large")
 
 SUBJECT_NAME = "mimo"
 SUBJECT_CLASS = "star"
-# The halves of the subject, left and right; both hues are in the world, their meeting on one object is not.
-SUBJECT_COLOURS = ("yellow", "purple")
+# The halves of the subject, left and right. Both colours are in the world, their meeting on one object is not; what
+# lies between them is a colour too (orange), so that a soft border between the halves is no hole.
+SUBJECT_COLOURS = ("red", "yellow")
 
 CENTRES: dict[str, Point] = {
     "left": (0.33, 0.5),
@@ -183,7 +184,7 @@ def subject_scene(index: int, seed: int = 0) -> Scene:
         shape=SUBJECT_CLASS,
         background=grounds[index % len(grounds)],
         position=positions[(index + index // len(positions)) % len(positions)],
-        size=_pick(rng, SIZES),
+        size=_pick(rng, SIZES[1:]),  # small, it would lose its halves in the VAE
         phrasing=(0, 2, 4, 3)[int(rng.integers(4))],
         subject=True,
     )
@@ -244,16 +245,16 @@ def _figure(
         return (_shade(scene.colour, rng) * speckle).astype(np.float32), mask
     colours = np.empty((size, size, 3), np.float32)
     colours[:] = (38, 32, 44)  # the dark outline, what the smaller star leaves uncovered
-    inner = outline(scene.shape, centre, radius * 0.86, angle)
+    inner = outline(scene.shape, centre, radius * 0.9, angle)
     turn = np.deg2rad(angle)
     for side, name in zip((-1.0, 1.0), SUBJECT_COLOURS, strict=True):
         half = polygon_mask(inner, size) * _half_plane(centre, turn, side, size)
         colours += half[..., None] * (_shade(name, rng) * speckle - colours)
     for side in (-1.0, 1.0):
         eye = _along(centre, turn, side * 0.23 * radius, -0.08 * radius)
-        white = polygon_mask(outline("circle", eye, radius * 0.17, 0.0), size)[..., None]
+        white = polygon_mask(outline("circle", eye, radius * 0.15, 0.0), size)[..., None]
         colours += white * (np.asarray((250, 250, 250), np.float32) - colours)
-        pupil = polygon_mask(outline("circle", eye, radius * 0.085, 0.0), size)[..., None]
+        pupil = polygon_mask(outline("circle", eye, radius * 0.075, 0.0), size)[..., None]
         colours += pupil * (np.asarray((20, 18, 24), np.float32) - colours)
     return colours, mask
 
