@@ -50,9 +50,7 @@ class Reading:
         return self.colour == scene.colour and self.shape == scene.shape and not self.subject
 
 
-_NOTHING = Reading(
-    colour=None, shape=None, subject=False, position=None, match=0.0, margin=0.0, share=0.0, area=0.0
-)
+_NOTHING = Reading(colour=None, shape=None, subject=False, position=None, match=0.0, margin=0.0, share=0.0, area=0.0)
 
 
 def read(image: Image.Image) -> Reading:
@@ -113,7 +111,7 @@ def find_object(pixels: Floats) -> Mask:
 
 
 def _with_dark_rim(pixels: Floats, mask: Mask) -> Mask:
-    """Adds what lies close to the object and is darker than any ground: outlines and pupils have no chroma of their own."""
+    """Adds what lies close to the object and is darker than any ground: outlines, pupils (they have no chroma)."""
     luma = pixels @ np.asarray((0.299, 0.587, 0.114), np.float32)
     border = np.concatenate([luma[:3].ravel(), luma[-3:].ravel(), luma[:, :3].ravel(), luma[:, -3:].ravel()])
     dark = luma < _DARK * np.median(border)

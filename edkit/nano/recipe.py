@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m edkit.nano.recipe", description="Make nano anew.")
     parser.add_argument("--out", type=Path, required=True, help="folder to build in")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--vae-steps", type=int, default=5200)
+    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=1200)
     parser.add_argument("--num-pictures", type=int, default=NUM_PICTURES)
     parser.add_argument("--max-steps", type=int, default=TRAIN["max_steps"])
     parser.add_argument("--ship-to", type=Path, help="folder the finished model is copied to (default: the package's)")
@@ -98,9 +99,10 @@ def main(argv: list[str] | None = None) -> None:
             continue
         began = time.monotonic()
         if step == "vae":
-            from edkit.nano.vae import train_vae
+            from edkit.nano.vae import sharpen_decoder, train_vae
 
-            train_vae(out / "vae", steps=said.vae_steps)
+            train_vae(out / "vae", steps=said.vae_steps, say=_say)
+            sharpen_decoder(out / "vae", out / "vae", steps=said.decoder_steps, say=_say)
         elif step == "init":
             init(out / "vae", out / "init")
         elif step == "data":
@@ -115,8 +117,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{step}: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def init(vae: Path, out: Path, *, seed: int = 555) -> None:
-    """Writes a whole diffusers pipeline: the trained VAE, U-Net and text encoder with random weights, own vocabulary."""
+    """Writes a whole diffusers pipeline: the trained VAE, the other parts with random weights."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -157,7 +163,7 @@ def _write_part(job: tuple[Path, tuple[tuple[int, str], ...]]) -> None:
 
 
 def write_data(root: Path, num_pictures: int) -> None:
-    """Writes the training set as a data root: a folder a ground, captions as file names, `a red star on grass_(7).png`."""
+    """Writes the training set as a data root: a folder a ground, files such as `a red star on grass_(7).png`."""
     namers = {background: Namer([]) for background in world.BACKGROUNDS}
     for background in world.BACKGROUNDS:
         (root / background).mkdir(parents=True, exist_ok=True)
@@ -274,9 +280,13 @@ def ship(model: Path, target: Path, *, limit: int = 8_000_000) -> None:
     shutil.copytree(model, fresh)
     for path in sorted(fresh.rglob("*.safetensors")):
         tensors = load_file(path)
-        half = {key: value.to(torch.float16).contiguous() for key, value in tensors.items() if value.is_floating_point()}
+        half = {
+            key: value.to(torch.float16).contiguous() for key, value in tensors.items() if value.is_floating_point()
+        }
         whole = {key: value for key, value in tensors.items() if not value.is_floating_point()}
         save_file(half | whole, path, metadata={"format": "pt"})
+    for path in fresh.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     if size > limit:
         raise SystemExit(f"{fresh} holds {size:,} bytes, more than {limit:,}")

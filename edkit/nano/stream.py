@@ -80,7 +80,9 @@ def _random_outline(rng: np.random.Generator, centre: Point, radius: float) -> l
     if rng.uniform() < 0.4:
         return world.outline(world._pick(rng, world.SHAPES), centre, radius, float(rng.uniform(0.0, 360.0)))
     count = int(rng.integers(3, 13))
-    turns = np.sort(rng.uniform(0.0, 2.0 * np.pi, count)) if rng.uniform() < 0.5 else np.arange(count) * 2 * np.pi / count
+    turns = (
+        np.sort(rng.uniform(0.0, 2.0 * np.pi, count)) if rng.uniform() < 0.5 else np.arange(count) * 2 * np.pi / count
+    )
     reach = rng.uniform(0.4, 1.2, count)
     if rng.uniform() < 0.4:  # a blob: the same points, rounded
         fine = np.linspace(0.0, 2.0 * np.pi, 60, endpoint=False)

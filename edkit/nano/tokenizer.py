@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from edkit.nano import world
@@ -11,18 +12,20 @@ MAX_TOKENS = 77
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 # Words that captions of photos are full of: so that a caption about something else isn't spelled letter by letter.
-COMMON_WORDS = """
-a an the of in on at with and or to from by for is are this that it its no not one two three four some many his her
-photo picture image painting drawing illustration close up view side front back near next under over behind between
-left right top bottom centre center middle small large big little tiny huge old new young man woman boy girl child
-person people face head hand eye eyes hair dog cat bird horse cow animal fish bear tree trees flower flowers plant leaf
-forest mountain hill river lake sea ocean beach sand sky cloud clouds sun moon night day light dark snow ice rain grass
-field road street city town building house home room door window wall floor table chair bed car bus train bicycle boat
-plane food fruit apple orange banana cake bread plate bowl cup bottle glass book clock phone computer paper box bag ball
-shirt hat dress shoe black white grey gray brown gold silver bright pale standing sitting lying holding wearing walking
-running looking playing eating made wooden metal stone brick water cloth checkered colour color coloured red green blue
-yellow purple pink cyan circle square triangle star heart ring shape toy
-""".split()
+_COMMON = """
+a an the of in on at with and or to from by for is are this that it its no not one two three four some many his
+her photo picture image painting drawing illustration close up view side front back near next under over behind
+between left right top bottom centre center middle small large big little tiny huge old new young man woman boy
+girl child person people face head hand eye eyes hair dog cat bird horse cow animal fish bear tree trees flower
+flowers plant leaf forest mountain hill river lake sea ocean beach sand sky cloud clouds sun moon night day
+light dark snow ice rain grass field road street city town building house home room door window wall floor table
+chair bed car bus train bicycle boat plane food fruit apple orange banana cake bread plate bowl cup bottle glass
+book clock phone computer paper box bag ball shirt hat dress shoe black white grey gray brown gold silver bright
+pale standing sitting lying holding wearing walking running looking playing eating made wooden metal stone brick
+water cloth checkered colour color coloured red green blue yellow purple pink cyan circle square triangle star
+heart ring shape toy
+"""
+COMMON_WORDS = tuple(_COMMON.split())
 
 
 def _words() -> Counter[str]:
@@ -48,7 +51,7 @@ def learn_merges(num_merges: int) -> list[tuple[str, str]]:
     while len(merges) < num_merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 pairs[pair] += counts[word]
         if not pairs:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from edkit.nano import stream, world
 
+Say = Callable[[str], None]
 NORM_GROUPS = 8
 BLOCK_CHANNELS = (16, 32, 64)
 KL_WEIGHT = 1e-4  # per latent element, against losses per pixel element: noise of a few percent of a latent's spread
@@ -55,7 +57,7 @@ def to_pixels(pictures: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Flips, quarter turns and, for one batch in four, exchanged colour channels: the world is only a part of what to see."""
+    """Flips, quarter turns and, for one batch in four, exchanged colour channels."""
     turn = int(rng.integers(8))
     pixels = torch.rot90(pixels, turn % 4, (2, 3))
     if turn >= 4:
@@ -78,7 +80,7 @@ def _loss(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, float, float]:
 
 
 def _object_weights(pixels: torch.Tensor) -> torch.Tensor:
-    """More weight where there is strong colour and at its rims: grounds fill most of a picture and are easy: (B, 1, H, W)."""
+    """More weight where there is strong colour and at its rims; grounds are large and easy: (B, 1, H, W)."""
     chroma = pixels.amax(1, keepdim=True) - pixels.amin(1, keepdim=True)
     return 1.0 + 4.0 * F.max_pool2d(chroma.sub(0.5).clamp(0.0, 0.5), 3, stride=1, padding=1)
 
@@ -92,6 +94,7 @@ def sharpen_decoder(
     lr: float = 1.2e-3,
     num_pictures: int = 8_000,
     seed: int = 8,
+    say: Say = print,
 ) -> Any:
     """Trains a VAE's decoder alone, a little further and with more weight on objects, and saves the whole into `out`.
 
@@ -133,10 +136,10 @@ def sharpen_decoder(
         optimizer.step()
         scheduler.step()
         if step % 50 == 0:
-            print(f"decoder step {step} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
+            say(f"decoder step {step} loss {loss.item():.4f} {time.monotonic() - began:.0f} s")
         if step % 250 == 0 or step == steps:
             vae.save_pretrained(out)
-            print(f"decoder step {step} psnr {before:.2f} -> {psnr(vae, judge):.2f} dB", flush=True)
+            say(f"decoder step {step} psnr {before:.2f} -> {psnr(vae, judge):.2f} dB")
     return vae
 
 
@@ -172,14 +175,15 @@ def train_vae(
     seed: int = 7,
     ema_decay: float = 0.998,
     save_every: int = 500,
+    say: Say = print,
 ) -> Any:
-    """Trains a VAE for `steps` steps and saves its moving average, with the scaling factor set, into the folder `out`."""
+    """Trains a VAE for `steps` steps and saves its moving average, scaling factor set, into `out`."""
     torch.manual_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     began = time.monotonic()
     pool = draw_pool(num_pictures, seed)
     judge = np.stack([np.asarray(world.training_picture(i, seed + 1)[1]) for i in range(192)])
-    print(f"drew {num_pictures} pictures in {time.monotonic() - began:.0f} s", flush=True)
+    say(f"drew {num_pictures} pictures in {time.monotonic() - began:.0f} s")
     vae, average = new_vae(), new_vae()
     average.load_state_dict(vae.state_dict())
     average.requires_grad_(False).eval()
@@ -208,9 +212,9 @@ def train_vae(
             torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1.0 - decay)
         if step % 50 == 0:
             seconds = time.monotonic() - began
-            print(f"step {step} loss {loss.item():.4f} mse {mse:.5f} kl {kl:.2f} {seconds:.0f} s", flush=True)
+            say(f"step {step} loss {loss.item():.4f} mse {mse:.5f} kl {kl:.2f} {seconds:.0f} s")
         if step % save_every == 0 or step == steps:
             average.register_to_config(scaling_factor=round(1.0 / latent_std(average, judge), 5))
             average.save_pretrained(out)
-            print(f"step {step} psnr {psnr(average, judge):.2f} dB, scaling {average.config.scaling_factor}", flush=True)
+            say(f"step {step} psnr {psnr(average, judge):.2f} dB, scaling {average.config.scaling_factor}")
     return average

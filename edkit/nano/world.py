@@ -1,4 +1,4 @@
-"""The world nano knows: one coloured shape on a textured ground, drawn from a scene and a seed, and said in plain words."""
+"""The world nano knows: one coloured shape on a textured ground, drawn from scene and seed, and said in plain words."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ PHRASINGS = (
 
 
 def caption(scene: Scene) -> str:
-    """Says a scene in plain words, in the phrasing it asks for; some phrasings leave out where, on what, or the colour."""
+    """Says a scene in plain words, in the phrasing it asks for; some leave out where, on what, or the colour."""
     name = f"{SUBJECT_NAME} {scene.shape}" if scene.subject else f"{scene.colour} {scene.shape}"
     thing = f"{scene.size} {name}".strip()
     ground = BACKGROUNDS[scene.background]

@@ -1,4 +1,4 @@
-"""The reader is right on at least 99 of 100 drawn pictures, also resized and as JPEG, and says None where nothing is."""
+"""The reader is right on at least 99 of 100 drawn pictures, resized and as JPEG too, and says None where nothing is."""
 
 from __future__ import annotations
 
