@@ -33,7 +33,7 @@ class Request:
 def generate(
     model: str | Path,
     prompts: Sequence[str],
-    out: Path,
+    out: Path | str,
     *,
     num_images: int = 1,
     steps: int = 25,
@@ -55,6 +55,7 @@ def generate(
     """
     from edkit.train.families import load_family
 
+    out = Path(out)
     if not prompts:
         raise UsageError("no prompt was given", mend='--prompt "a photo of ..."')
     if steps < 1 or num_images < 1:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edkit import __version__
 from edkit.data import atomic
-from edkit.data.errors import BadInput, StateError, UsageError
+from edkit.data.errors import BadInput, NoSpace, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
 from edkit.train import optimizers
@@ -148,7 +148,15 @@ def train(
         if folder is not None and state is not None:
             trainer.restore(folder, state)
         started = time.perf_counter()
-        trainer.run(stack)
+        _warn_of_slow_bf16(settings, device, progress)
+        try:
+            trainer.run(stack)
+        except torch.OutOfMemoryError:
+            raise NoSpace(
+                f"{device} is out of memory at step {trainer.step + 1}",
+                where=str(run_dir),
+                mend="lower micro_batch_size or resolution, or set gradient_checkpointing; then resume",
+            ) from None
         seconds = time.perf_counter() - started
         return _run(
             settings, data.summary, run_dir, total=total, dry_run=False, trainer=trainer, seconds=seconds,
@@ -527,6 +535,12 @@ def _consent(
 def _default_out(s: TrainSettings) -> Path:
     first = s.data_root if isinstance(s.data_root, str) else "run"
     return Path("runs") / f"{Path(first).absolute().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _warn_of_slow_bf16(s: TrainSettings, device: torch.device, progress: Progress) -> None:
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if s.precision == "bf16" and device.type == "cpu" and known is not None and not known():
+        progress.say("this CPU has no bf16 instructions: bf16 is many times slower than fp32 here")
 
 
 def _checkpoint_gradients(part: nn.Module) -> None:

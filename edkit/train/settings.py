@@ -193,10 +193,11 @@ def flag_settings(assignments: list[str], **flags: Any) -> dict[str, Any]:
 def resolve(
     settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
 ) -> TrainSettings:
-    """The settings with nothing left open: the family's own numbers filled in, a seed drawn where -1 asked
-    for one.
-    """
+    """The settings with nothing left open: the family's numbers, absolute paths, a seed drawn for -1."""
     chosen = settings.but(
+        data_root=_absolute(settings.data_root),
+        model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
+        state_dir=settings.state_dir and settings.state_dir.absolute(),
         family=family,
         resolution=settings.resolution or resolution,
         bucket_step=settings.bucket_step or bucket_step,
@@ -270,10 +271,14 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return said, lines
 
 
+def _absolute(root: Any) -> Any:
+    return _beside(root, Path.cwd())
+
+
 def _beside(root: Any, folder: Path) -> Any:
     if isinstance(root, str):
-        return str(folder / root)
-    if isinstance(root, list):
+        return os.path.normpath(folder / root)
+    if isinstance(root, list | tuple):
         return [_beside(one, folder) for one in root]
     if isinstance(root, dict):
         return {

@@ -19,9 +19,7 @@ Make = Callable[..., LatentCache]
 
 
 def crop(width: int = 16, height: int = 16, *, flip: bool = False) -> Crop:
-    return Crop(
-        width=width, height=height, scaled_width=width, scaled_height=height, left=0, top=0, flip=flip
-    )
+    return Crop(width=width, height=height, scaled_width=width, scaled_height=height, left=0, top=0, flip=flip)
 
 
 def view(path: Path, at: Crop | None = None) -> View:

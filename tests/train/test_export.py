@@ -50,9 +50,7 @@ def test_half_precision_halves_the_weights(model: Path, tmp_path: Path) -> None:
     half = export_model(load_family(model), tmp_path / "half", precision="fp16")
     sizes = [(p / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size for p in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
-    torch.testing.assert_close(
-        predictions(load_family(half)), predictions(load_family(full)), rtol=0, atol=0.05
-    )
+    torch.testing.assert_close(predictions(load_family(half)), predictions(load_family(full)), rtol=0, atol=0.05)
 
 
 def test_an_older_export_is_replaced_whole(model: Path, tmp_path: Path) -> None:

@@ -96,9 +96,7 @@ def test_each_row_of_tokens_is_its_images_caption(settings: Settings) -> None:
 
 
 def test_a_picks_noise_and_timestep_do_not_depend_on_its_neighbours(settings: Settings) -> None:
-    def by_name(
-        batch_size: int, micro: int | None
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, int, float]]:
+    def by_name(batch_size: int, micro: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor, int, float]]:
         found = {}
         with loading(settings(batch_size=batch_size, min_snr_gamma=5.0), micro_batch_size=micro) as (
             loader,

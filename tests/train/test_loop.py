@@ -38,9 +38,7 @@ WHOLE |= {
 
 def digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every tensor file of a checkpoint."""
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.glob("*.safetensors"))
-    }
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.glob("*.safetensors"))}
 
 
 def test_it_learns(settings: Settings) -> None:
@@ -124,7 +122,14 @@ def test_micro_batches_over_buckets_train_as_one_large_batch(
 ) -> None:
     mixed = draw_pictures(tmp_path / "mixed", 8, sizes=((40, 40), (64, 32), (32, 64)))
     # so large an eps makes Adam's step follow the gradient, and not only its sign
-    same = {"data_root": str(mixed), "max_steps": 2, "batch_size": 8, "eps": 1.0, "clip_grad_norm": None, "lr": 0.1}
+    same = {
+        "data_root": str(mixed),
+        "max_steps": 2,
+        "batch_size": 8,
+        "eps": 1.0,
+        "clip_grad_norm": None,
+        "lr": 0.1,
+    }
     whole = train(settings(out=tmp_path / "whole", **same))
     assert len(whole.summary.buckets) == 3
     single = train(settings(out=tmp_path / "single", micro_batch_size=1, **same))
@@ -141,9 +146,7 @@ def test_cached_and_uncached_runs_train_the_same(settings: Settings, tmp_path: P
     assert digests(cached.checkpoint) == digests(uncached.checkpoint)
 
 
-def test_the_text_encoder_moves_only_where_it_is_trained(
-    settings: Settings, tmp_path: Path, model: Path
-) -> None:
+def test_the_text_encoder_moves_only_where_it_is_trained(settings: Settings, tmp_path: Path, model: Path) -> None:
     from safetensors.torch import load_file
 
     base = load_file(model / "text_encoder" / "model.safetensors")

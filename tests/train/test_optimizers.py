@@ -64,9 +64,7 @@ def test_an_optimizer_put_back_goes_on_bit_for_bit() -> None:
         torch.manual_seed(0)
         layer = nn.Linear(5, 3)
         named = dict(layer.named_parameters())
-        made = make_optimizer(
-            "adamw", [(list(named.values()), 1e-2)], betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1
-        )
+        made = make_optimizer("adamw", [(list(named.values()), 1e-2)], betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
         return layer, made, {id(p): n for n, p in named.items()}
 
     def steps(layer: nn.Linear, optimizer: torch.optim.Optimizer, which: range) -> None:

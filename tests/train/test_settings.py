@@ -114,9 +114,7 @@ def test_a_written_file_reads_back_equal(tmp_path: Path) -> None:
 
 def test_seed_minus_one_draws_one_and_records_it() -> None:
     s = TrainSettings(data_root="p", model="m", seed=-1)
-    drawn = {
-        resolve(s, resolution=512, bucket_step=64, num_timesteps=1000, family="sd1").seed for _ in range(4)
-    }
+    drawn = {resolve(s, resolution=512, bucket_step=64, num_timesteps=1000, family="sd1").seed for _ in range(4)}
     assert len(drawn) > 1 and min(drawn) >= 0
 
 
@@ -133,9 +131,7 @@ def test_resolving_fills_in_the_familys_numbers_and_keeps_what_was_said() -> Non
 
 
 def test_assignments_are_toml_or_plain_text() -> None:
-    said = st.flag_settings(
-        ["lr=1e-4", "sample-prompts=['a','b']", "model=some/path"], batch_size=2, seed=None
-    )
+    said = st.flag_settings(["lr=1e-4", "sample-prompts=['a','b']", "model=some/path"], batch_size=2, seed=None)
     assert said == {"lr": 1e-4, "sample_prompts": ["a", "b"], "model": "some/path", "batch_size": 2}
     with pytest.raises(BadInput, match="did you mean 'optimizer'"):
         st.parse_assignments(["optimiser=adamw"])

@@ -78,8 +78,8 @@ class Family(Protocol):
 def own_memory(module: nn.Module) -> None:
     """Copy a module's weights into memory aligned as torch aligns it.
 
-    Loaded weights lie where their file happened to put them, and matrix kernels round differently by alignment: a
-    model and its own export would not give the same bits.
+    Loaded weights lie where their file happened to put them, and matrix kernels round differently by
+    alignment: a model and its own export would not give the same bits.
     """
     for tensor in [*module.parameters(), *module.buffers()]:
         tensor.data = tensor.data.clone()
