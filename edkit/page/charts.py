@@ -39,8 +39,8 @@ def bars(
 ) -> Html:
     """One horizontal bar a row, its value at the end; those in `accent` (none: all) stand out."""
     values = [_finite(value) for _, value in rows]
-    ticks = nice_ticks(0.0, max([*values, 0.0]) or 1.0, count=4)
-    top = ticks[-1]
+    top = max([*values, 0.0]) or 1.0
+    ticks = [tick for tick in nice_ticks(0.0, top, count=4) if tick <= top]
     height = _ROW * len(rows)
     parts = [_ticks_across(ticks, top, height, "")]
     for i, ((label, _), value) in enumerate(zip(rows, values, strict=True)):
