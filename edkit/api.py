@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from edkit.data.journal import undo as undo
     from edkit.data.story import history as history
     from edkit.data.story import why as why
-    from edkit.data.trash import contents as trash_list
-    from edkit.data.trash import empty as trash_empty
+    from edkit.data.trash import contents as trash_list  # noqa: F401
+    from edkit.data.trash import empty as trash_empty  # noqa: F401
     from edkit.demo import demo as demo
     from edkit.gather.coco import import_coco as import_coco
     from edkit.gather.scrape import scrape as scrape

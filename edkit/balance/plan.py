@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import secrets
@@ -11,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edkit.data.errors import BadInput, Problem, StateError, UsageError
+from edkit import nano
+from edkit.data.errors import BadInput, MissingExtra, Problem, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
+from edkit.measure.families import Family, unread
+from edkit.measure.families import family as family_of
 
 if TYPE_CHECKING:
     from edkit.data.catalog import Catalog
@@ -23,25 +25,6 @@ if TYPE_CHECKING:
 DEEP_CUT = 0.2  # part of an image that a crop may take before it is counted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What a model family asks of a plan."""
-
-    resolution: int
-    bucket_step: int
-    latent_channels: int
-    latent_factor: int  # pixels a latent, along each side
-    text_values: int  # numbers a caption becomes, as the text encoder's output is cached
-    clip: bool = True  # reads 75 tokens of CLIP's vocabulary
-
-
-FAMILIES = {
-    "sd1": Shape(resolution=512, bucket_step=64, latent_channels=4, latent_factor=8, text_values=77 * 768),
-    "sd2": Shape(resolution=768, bucket_step=64, latent_channels=4, latent_factor=8, text_values=77 * 1024),
-    "sdxl": Shape(
-        resolution=1024, bucket_step=64, latent_channels=4, latent_factor=8, text_values=77 * 2048 + 1280
-    ),
-}
 BYTES_A_VALUE = 2  # caches are kept in 16 bits
 
 
@@ -143,7 +126,7 @@ def plan(
 
     if epochs < 1:
         raise UsageError(f"{epochs} epochs are no run", where="--epochs", mend="give 1 or more")
-    shape = _shape(family)
+    shape = None if family is None else family_of(nano.model_dir() if family == "nano" else family)
     wanted = resolution or (shape.resolution if shape else 512)
     settings = PlanSettings(
         batch_size=batch_size,
@@ -203,21 +186,13 @@ def plan(
         cut=float(cuts.mean()),
         num_captions=len(captions),
         num_empty_captions=dataset.num_empty_captions,
-        cut_captions=_cut_captions(captions) if shape and shape.clip else None,
+        cut_captions=_cut_captions(captions, shape) if shape else None,
         latent_bytes=_latent_bytes(sizes, shape) if shape else None,
         text_bytes=len(captions) * shape.text_values * BYTES_A_VALUE if shape else None,
         kinds=_kinds(problems),
         problems=problems,
         schedule=schedule,
     )
-
-
-def _shape(family: str | None) -> Shape | None:
-    if family is None or family in FAMILIES:
-        return FAMILIES[family] if family else None
-    near = difflib.get_close_matches(family, FAMILIES, n=1)
-    mend = f"did you mean {near[0]}?" if near else f"known: {', '.join(FAMILIES)}"
-    raise UsageError(f"no model family {family!r}", where="--for", mend=mend)
 
 
 def _catalog(root: Path, state_dir: Path | None, progress: Progress) -> Catalog:
@@ -303,25 +278,21 @@ def _captions(dataset: Dataset, rows: Any) -> dict[Caption, int]:
     return found
 
 
-def _cut_captions(captions: dict[Caption, int]) -> tuple[CutCaption, ...] | None:
-    from edkit.balance import tokens
-
-    if not tokens.available():
+def _cut_captions(captions: dict[Caption, int], family: Family) -> tuple[CutCaption, ...] | None:
+    try:
+        count = unread(family)
+    except MissingExtra:
         return None
     found = []
     for caption, num_images in captions.items():
         text = ", ".join(part for part in (caption.text, *(tag.text for tag in caption.tags)) if part)
-        counted = tokens.count(text)
-        if counted.num_tokens > tokens.READ:
-            found.append(
-                CutCaption(
-                    caption=text, num_images=num_images, num_tokens=counted.num_tokens, lost=counted.lost
-                )
-            )
+        num_tokens, lost = count(text)
+        if lost:
+            found.append(CutCaption(caption=text, num_images=num_images, num_tokens=num_tokens, lost=lost))
     return tuple(sorted(found, key=lambda cut: (-cut.num_tokens, cut.caption)))
 
 
-def _latent_bytes(buckets: Sequence[BucketPart], shape: Shape) -> int:
+def _latent_bytes(buckets: Sequence[BucketPart], shape: Family) -> int:
     latents = sum(
         bucket.num_images * (bucket.width // shape.latent_factor) * (bucket.height // shape.latent_factor)
         for bucket in buckets

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from edkit import nano
 from edkit.clean.dedupe import FACTS_NEEDED, near_duplicates
 from edkit.clean.files import Listing, open_catalog, shown
-from edkit.clean.tokens import Family, unread
-from edkit.clean.tokens import family as family_of
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import MissingExtra, Problem, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import caption_text
 from edkit.measure.facts import Facts
+from edkit.measure.families import Family, unread
+from edkit.measure.families import family as family_of
 from edkit.measure.measure import measure
 
 MIN_SIDE = 256  # pixels, where no family says what it needs
@@ -63,7 +64,7 @@ def check(
     small, extreme aspect, wrong ending, near-duplicates, captions cut at the token limit of `family`) do
     not. Raises UsageError for a family nobody knows.
     """
-    target = None if family is None else family_of(family)
+    target = None if family is None else family_of(nano.model_dir() if family == "nano" else family)
     if resolution is None and target is not None:
         resolution = target.resolution
     if not 0 <= radius <= 31:
@@ -199,7 +200,7 @@ def _duplicates(
 
 
 def _cut(dataset: Dataset, target: Family, progress: Progress) -> Iterator[Problem]:
-    measured = unread(target.name)
+    measured = unread(target)
     known: dict[str, tuple[int, str]] = {}
     with progress.task("counting tokens", total=len(dataset)) as advance:
         for index in range(len(dataset)):

@@ -111,7 +111,9 @@ def plan(
     ] = None,
     family: Annotated[
         str | None,
-        typer.Option("--for", metavar="FAMILY", help="sd1, sd2 or sdxl: its sizes, token limit and caches."),
+        typer.Option(
+            "--for", metavar="FAMILY", help="sd1, sd2, sdxl, nano or a model's folder: sizes, token limit and caches."
+        ),
     ] = None,
     seed: console.Seed = 555,
     small: Annotated[

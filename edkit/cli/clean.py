@@ -34,7 +34,7 @@ Pretrained = Annotated[
 def check(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
     family: Annotated[
-        str | None, typer.Option("--for", help="Family to train: its resolution and its tokenizer's limit.")
+        str | None, typer.Option("--for", help="sd1, sd2, sdxl, nano or a model's folder: its sizes and token limit.")
     ] = None,
     resolution: Annotated[
         int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")

@@ -189,21 +189,21 @@ def run(app: Callable[..., Any]) -> NoReturn:
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if status == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
+            _tell("interrupted; the same command goes on from here")
     except EdkitError as error:
         _tell(str(error))
         status = error.exit_status
-    except KeyboardInterrupt:
-        _tell("interrupted; the same command goes on from here")
-        status = INTERRUPTED
     except BrokenPipeError:
         # the reader of our stdout left (`edkit plan | head`); point it away so that the exit flush is silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _tell(f"{error.filename or 'disk'}: the disk is full; nothing half-written was kept (free some room, run again)")
+            what = "the disk is full; nothing half-written was kept (free some room, run again)"
         else:
-            _tell(f"{error.filename or 'system'}: {error.strerror or error}")
+            what = error.strerror or str(error)
+        _tell(f"{error.filename or 'system'}: {what}")
         status = 1
     sys.exit(status)
 

@@ -60,7 +60,7 @@ def _row(param: Any) -> str:
     if default is None or default is False or param.required or callable(default) or default in ([], ()):
         shown = ""
     else:
-        shown = f"`{str(getattr(default, 'value', default))}`"
+        shown = f"`{getattr(default, 'value', default)!s}`"
     meaning = " ".join((param.help or "").split()).replace("|", "\\|")
     return f"| `{spelled}` | {meaning} | {shown} |"
 

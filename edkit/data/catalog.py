@@ -26,7 +26,7 @@ from typing import TypeVar, cast
 
 from edkit.data.atomic import sha256_of
 from edkit.data.database import close_database, open_database, told, transaction
-from edkit.data.errors import NoSpace, StateError
+from edkit.data.errors import BadInput, NoSpace, StateError
 from edkit.data.lock import Lock
 from edkit.data.places import Places, state_dir_for
 from edkit.data.progress import SILENT, Progress
@@ -515,11 +515,17 @@ def opened(
     write: bool,
     command: str = "",
     progress: Progress = SILENT,
+    may_be_gone: bool = False,
 ) -> Iterator[Catalog]:
-    """A catalog that is open already, or the one of a data root for as long as the block lasts."""
+    """A catalog that is open already, or the one of a data root for as long as the block lasts.
+
+    Raises BadInput where there is no such data root, unless it `may_be_gone`.
+    """
     if isinstance(root, Catalog):
         yield root
         return
+    if not may_be_gone and not Path(root).exists():
+        raise BadInput("no such folder or file", where=str(root))
     with Catalog.open(root, state_dir=state_dir, write=write, command=command, progress=progress) as catalog:
         yield catalog
 

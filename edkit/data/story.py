@@ -93,7 +93,7 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
     A file that is there is looked up by its bytes too: a copy of a trashed picture tells why it was.
     """
     file = Path(os.path.abspath(path))  # noqa: PTH100 - lexical, as the journal names files
-    with opened(catalog or file.parent, state_dir, write=False) as known:
+    with opened(catalog or file.parent, state_dir, write=False, may_be_gone=True) as known:
         site, exists = known.site(), os.path.lexists(file)
         chain = _trace(site, known, file, exists=exists)
         sha256 = None

@@ -4,8 +4,6 @@ nothing.
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -13,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edkit.data.errors import BadInput, MissingExtra, UsageError
+from edkit.data.errors import BadInput, UsageError
+from edkit.measure.families import clip_vocabulary
 
 # alphas of Stable Diffusion 1, which its samplers and every fine-tune of it assume
 SD_NOISE: dict[str, Any] = {
@@ -177,30 +176,8 @@ def make_sd1(
 
 
 def clip_tokenizer() -> Any:
-    """CLIP's tokenizer as Stable Diffusion 1 has it (49,408 tokens, 77 positions), from the list open_clip
-    ships.
-
-    The list holds the merges in order; the ids follow from it: 256 bytes, the same at a word's end, the
-    merges, the two markers (Radford et al. 2021, the published bpe_simple_vocab_16e6).
-    """
+    """CLIP's tokenizer as Stable Diffusion 1 has it: 49,408 tokens, 77 positions."""
     from transformers import CLIPTokenizer
 
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise MissingExtra("clip", "open_clip_torch")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    letters = _byte_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab, merges = clip_vocabulary()
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the order of CLIP's first ids."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edkit.balance import tokens
 from edkit.balance.plan import plan
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
@@ -92,8 +91,7 @@ def test_looking_makes_no_state_and_uses_what_is_there(photos: Path) -> None:
 
 
 def test_captions_past_the_limit_are_named_with_what_they_lose(tmp_path: Path) -> None:
-    if not tokens.available():
-        pytest.skip("CLIP's vocabulary comes with the extra `clip`")
+    pytest.importorskip("open_clip", reason="CLIP's vocabulary comes with the extra `clip`")
     draw(tmp_path, ["a_1.png", "b_1.png"], (64, 64))
     (tmp_path / "a_1.txt").write_text("dog " * 75 + "cat tail", "utf-8")
     result = plan(tmp_path, resolution=64, family="sd1")

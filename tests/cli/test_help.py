@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from edkit.cli.app import app
 from edkit.cli.reference import commands, render
 
@@ -28,7 +29,7 @@ def test_no_help_loads_anything_heavy() -> None:
 import contextlib, io, json, sys
 from edkit.cli.app import app
 loaded = {{}}
-for name in {[""] + list(COMMANDS)!r}:
+for name in {["", *list(COMMANDS)]!r}:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         app(name.split() + ["--help"])
     assert "Usage" in out.getvalue(), name

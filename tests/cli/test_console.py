@@ -1,0 +1,88 @@
+"""The shell around every command: exit statuses, one-line failures, odd consoles."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from edkit.cli.console import number, plain, size
+
+
+def edkit(*args: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edkit", *args], capture_output=True, text=True, check=False, encoding="utf-8", **more
+    )  # type: ignore[call-overload]
+
+
+def test_bad_input_is_one_line_and_status_1(tmp_path: Path) -> None:
+    done = edkit("undo", str(tmp_path / "nothing here"))
+    assert done.returncode in (1, 2)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("edkit: ") and "nothing here" in line
+
+
+def test_wrong_usage_is_status_2() -> None:
+    done = edkit("dedupe", "--radius", "many", ".")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupted_command_says_so_and_ends_with_130(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, typer\n"
+        "from edkit.cli import console\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def wait():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    import time; time.sleep(30)\n"
+        "console.run(app)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "edkit: interrupted; the same command goes on from here"
+    assert time.monotonic() - began < 25
+
+
+def test_a_caption_that_the_console_cannot_show_does_not_end_the_command(tmp_path: Path) -> None:
+    script = "import typer\nfrom edkit.cli import console\nconsole.run(lambda: typer.echo('猫 \\U0001f436'))\n"
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, b"? ?")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no pipes to break")
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    script = "from edkit.cli import console\nconsole.run(lambda: [print('x' * 1000) for _ in range(10_000)])\n"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_results_become_json_types() -> None:
+    @dataclass(frozen=True)
+    class Result:
+        path: Path
+        shares: tuple[float, ...]
+        multiply: Decimal
+
+    text = json.dumps(plain(Result(Path("a/b"), (0.5, math.nan), Decimal("0.025"))), allow_nan=False)
+    assert json.loads(text) == {"path": str(Path("a/b")), "shares": [0.5, None], "multiply": 0.025}
+
+
+def test_numbers_carry_separators_and_units() -> None:
+    assert [number(v) for v in (1234567, 0.5, "x", True)] == ["1,234,567", "0.500", "x", "True"]
+    assert [size(v) for v in (999, 12_300_000, 5e12)] == ["999 bytes", "12.3 MB", "5.0 TB"]
