@@ -88,9 +88,7 @@ class LatentCache:
                 for name in (path.name, path.name + "-wal", path.name + "-shm"):
                     path.with_name(name).unlink(missing_ok=True)
                 self._db = _open(path, progress)
-        self._pool = ThreadPoolExecutor(
-            max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="edkit-decode"
-        )
+        self._pool = ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="edkit-decode")
         self.num_encoded = 0
 
     def close(self) -> None:
@@ -184,9 +182,7 @@ class LatentCache:
                 latents = self._encoded([array for _, array in good], size)
                 for (view, _), latent in zip(good, latents, strict=True):
                     if not torch.isfinite(latent).all():
-                        raise BadInput(
-                            "the image encoder gave numbers that are not finite", where=str(view.path)
-                        )
+                        raise BadInput("the image encoder gave numbers that are not finite", where=str(view.path))
                 self._store([view for view, _ in good], latents)
                 self.num_encoded += len(good)
                 yield from zip((view for view, _ in good), latents, strict=True)
@@ -238,15 +234,11 @@ def _pixels(view: View) -> Pixels | BadInput:
     try:
         data = view.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != view.content_id:
-            raise BadInput(
-                "changed since the run began", where=str(view.path), mend="start or resume the run again"
-            )
+            raise BadInput("changed since the run began", where=str(view.path), mend="start or resume the run again")
         return np.asarray(load_crop(data, view.crop))
     except BadInput as error:
         return (
-            error
-            if error.what.startswith("changed")
-            else BadInput(error.what, where=str(view.path), mend=error.mend)
+            error if error.what.startswith("changed") else BadInput(error.what, where=str(view.path), mend=error.mend)
         )
     except OSError as error:
         return BadInput(error.strerror or str(error), where=str(view.path))

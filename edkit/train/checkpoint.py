@@ -84,9 +84,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(
-            f"can't be read: {error}", where=str(path), mend="remove this checkpoint and resume"
-        ) from None
+        raise BadInput(f"can't be read: {error}", where=str(path), mend="remove this checkpoint and resume") from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise BadInput("is a checkpoint of another edkit version", where=str(path))
     return state
@@ -101,15 +99,11 @@ def load_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise BadInput(
-            f"can't be read: {error}", where=str(path), mend="remove this checkpoint and resume"
-        ) from None
+        raise BadInput(f"can't be read: {error}", where=str(path), mend="remove this checkpoint and resume") from None
     return tensors
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """One safetensors file, synced."""
     from safetensors.torch import save_file
 

@@ -80,9 +80,7 @@ def generate(
     for request, picture in zip(requests, pictures, strict=True):
         path = out / _free_name(request, taken)
         said = {"negative": negative, "steps": steps, "guidance": guidance, "model": str(model)}
-        write_png(
-            path, picture, {"prompt": request.prompt, "seed": seed, "occurrence": request.occurrence, **said}
-        )
+        write_png(path, picture, {"prompt": request.prompt, "seed": seed, "occurrence": request.occurrence, **said})
         paths.append(path)
     return paths
 
@@ -116,9 +114,7 @@ def draw(
     shape = (family.latent_channels, height // family.vae_factor, width // family.vae_factor)
     rows = batch_size or (1 if device.type == "cpu" and shape[1] * shape[2] >= 32 * 32 else 8)
     pictures: list[Image.Image] = []
-    autocast = torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
-    )
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
     modes = {name: part.training for name, part in family.parts().items()}
     for part in family.parts().values():
         part.eval()
@@ -127,17 +123,13 @@ def draw(
             for start in range(0, len(requests), rows):
                 some = list(requests[start : start + rows])
                 padded = some + [some[-1]] * (rows - len(some))
-                noise = torch.cat(
-                    [normal(shape, r.seed, "generate", [(r.prompt, r.occurrence)]) for r in padded]
-                )
+                noise = torch.cat([normal(shape, r.seed, "generate", [(r.prompt, r.occurrence)]) for r in padded])
                 with autocast:
                     text = family.encode_text(_on(family.tokenize([r.prompt for r in padded]), device))
                     empty = family.encode_text(_on(family.tokenize([negative] * rows), device))
                     latents = family.denoise(noise.to(device), text, empty, steps=steps, guidance=guidance)
                 pixels = family.decode_latents(latents.float())[: len(some)]
-                values = (
-                    ((pixels.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
-                )
+                values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
                 pictures += [Image.fromarray(np.ascontiguousarray(v.numpy())) for v in values]
                 advance(len(some))
     finally:
@@ -146,9 +138,7 @@ def draw(
     return pictures
 
 
-def grid(
-    pictures: Sequence[Image.Image], labels: Sequence[str], *, columns: int | None = None
-) -> Image.Image:
+def grid(pictures: Sequence[Image.Image], labels: Sequence[str], *, columns: int | None = None) -> Image.Image:
     """All pictures on one sheet, each with its label (cut to its width) below."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -193,9 +183,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(
-            str(error).splitlines()[0], where=f"device {name}", mend="auto, cpu, cuda or mps"
-        ) from None
+        raise BadInput(str(error).splitlines()[0], where=f"device {name}", mend="auto, cpu, cuda or mps") from None
     return device
 
 

@@ -93,9 +93,7 @@ class Loader:
             try:
                 while waiting:
                     batch = waiting.pop(0).result()
-                    waiting.extend(
-                        pool.submit(self.batch, step) for _, step in zip(range(1), steps, strict=False)
-                    )
+                    waiting.extend(pool.submit(self.batch, step) for _, step in zip(range(1), steps, strict=False))
                     yield batch
             finally:
                 for future in waiting:
@@ -116,17 +114,13 @@ class Loader:
         seed = self._seed
         samples = tuple(self._sample(pick.index) for pick in picks)
         names = [(s.key, pick.epoch, pick.occurrence) for s, pick in zip(samples, picks, strict=True)]
-        captions = tuple(
-            caption_seen(sample, pick, seed=seed) for sample, pick in zip(samples, picks, strict=True)
-        )
+        captions = tuple(caption_seen(sample, pick, seed=seed) for sample, pick in zip(samples, picks, strict=True))
         latents = torch.stack(self._latents([self._view(pick) for pick in picks])).float()
         draws = torch.tensor([unit(seed, "timestep", *name) for name in names], dtype=torch.float64)
         timesteps = self._family.timesteps(draws, *self._timesteps)
         noise = normal(tuple(latents.shape[1:]), seed, "noise", names)
         noisy, target = self._family.noise_and_target(latents, noise, timesteps)
-        weights = torch.tensor(
-            [1.0 if s.options.loss_scale is None else s.options.loss_scale for s in samples]
-        )
+        weights = torch.tensor([1.0 if s.options.loss_scale is None else s.options.loss_scale for s in samples])
         if self._weights is not None:
             weights = weights * self._weights[timesteps]
         distinct = list(dict.fromkeys(captions))
@@ -181,9 +175,7 @@ class TextStates:
         for start in range(0, len(missing), _ENCODE_BATCH):
             some = missing[start : start + _ENCODE_BATCH]
             padded = torch.tensor(some + [some[-1]] * (_ENCODE_BATCH - len(some)))
-            states = self._family.encode_text(
-                {name: ids[padded].to(self._device) for name, ids in tokens.items()}
-            )
+            states = self._family.encode_text({name: ids[padded].to(self._device) for name, ids in tokens.items()})
             for n, i in enumerate(some):
                 got[keys[i]] = {name: value[n].clone() for name, value in states.items()}
                 self._keep(keys[i], got[keys[i]])

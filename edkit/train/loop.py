@@ -124,9 +124,7 @@ def train(
     run_dir = (settings.out or _default_out(settings)).absolute()
     settings = settings.but(out=run_dir)
     if resume is None and ((run_dir / SETTINGS_FILE).exists() or ck.checkpoints(run_dir)) and not dry_run:
-        raise UsageError(
-            f"{run_dir} has a run in it (go on with it: --resume {run_dir}, or choose another --out)"
-        )
+        raise UsageError(f"{run_dir} has a run in it (go on with it: --resume {run_dir}, or choose another --out)")
     threads = settings.num_threads or (state or {}).get("num_threads")
     if threads:
         torch.set_num_threads(int(threads))
@@ -238,9 +236,7 @@ class _Trainer:
             min_snr_gamma=s.min_snr_gamma,
             micro_batch_size=s.micro_batch_size,
         )
-        self.has_dropout = any(
-            isinstance(m, nn.Dropout) and m.p > 0 for n in self.trained for m in parts[n].modules()
-        )
+        self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in self.trained for m in parts[n].modules())
         self.step = self.epoch = self.step_in_epoch = 0
         self.num_images = 0
         self.saved: Path | None = None
@@ -276,9 +272,7 @@ class _Trainer:
                 if stop.is_set():
                     watch.flush(self.step)
                     self.save()
-                    self.progress.say(
-                        f"stopped at step {self.step:,} of {total:,}; go on: --resume {self.run_dir}"
-                    )
+                    self.progress.say(f"stopped at step {self.step:,} of {total:,}; go on: --resume {self.run_dir}")
                     raise KeyboardInterrupt
                 if self._due(batch, time.monotonic() - last_save):
                     watch.flush(self.step)
@@ -315,9 +309,7 @@ class _Trainer:
         optimizers.set_lr(self.optimizer, factor)
         if self.has_dropout:
             torch.manual_seed(
-                int.from_bytes(
-                    hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big"
-                )
+                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
             )
         losses: list[Tensor] = []
         weighted: list[Tensor] = []
@@ -363,9 +355,7 @@ class _Trainer:
         bad = samples
         if losses is not None:
             bad = [
-                sample
-                for sample, value in zip(samples, losses.tolist(), strict=True)
-                if not math.isfinite(value)
+                sample for sample, value in zip(samples, losses.tolist(), strict=True) if not math.isfinite(value)
             ] or samples
         named = ", ".join(sorted({str(sample.path) for sample in bad})[:8])
         what = "loss" if losses is not None else "gradient"
@@ -440,9 +430,7 @@ class _Trainer:
             "edkit_base_model": self.data.model_hash,
         }
         with self._averaged():
-            self.exported = export_model(
-                self.family, out, precision=self.s.export_precision, metadata=metadata
-            )
+            self.exported = export_model(self.family, out, precision=self.s.export_precision, metadata=metadata)
 
     def samples(self, watch: Watch) -> None:
         """Draw the sample prompts with the model as it stands."""
@@ -517,9 +505,7 @@ def _settings_of(run_dir: Path) -> TrainSettings:
     return read_settings(path)
 
 
-def _consent(
-    differs: dict[str, tuple[Any, Any]], what: str, given: bool, *, where: Path, progress: Progress
-) -> None:
+def _consent(differs: dict[str, tuple[Any, Any]], what: str, given: bool, *, where: Path, progress: Progress) -> None:
     if not differs:
         return
     said = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differs.items())

@@ -23,7 +23,5 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, names: Sequence[Name
     for i, name in enumerate(names):
         # a key of 128 bits, given outright: no SeedSequence; about 10 microseconds a row
         key = integer(1 << 128, seed, purpose, *name)
-        np.random.Generator(np.random.Philox(key=key, counter=0)).standard_normal(
-            dtype=np.float32, out=rows[i]
-        )
+        np.random.Generator(np.random.Philox(key=key, counter=0)).standard_normal(dtype=np.float32, out=rows[i])
     return out

@@ -70,8 +70,9 @@ def load_optimizer_tensors(
     for key, tensor in state.items():
         name, _, entry = key.rpartition("|")
         parameter = by_name[name]
-        # fused AdamW's step counter lives where the parameter does; a fresh copy is aligned as torch aligns
-        optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)
+        # fused AdamW walks memory: a state must be laid out as its parameter is, and aligned as torch aligns
+        like = parameter.detach() if tensor.shape == parameter.shape else tensor.to(parameter.device)
+        optimizer.state[parameter][entry] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 class Ema:

@@ -153,9 +153,7 @@ def _prepared(
     picks = plan.picks_by_folder(0)
     summary = Summary(
         num_images=len(dataset),
-        folders=tuple(
-            FolderShare(path=f.path, num_images=f.count, picks=picks[f.path]) for f in dataset.folders
-        ),
+        folders=tuple(FolderShare(path=f.path, num_images=f.count, picks=picks[f.path]) for f in dataset.folders),
         buckets={f"{w}x{h}": n for (w, h), n in plan.bucket_counts.items()},
         picks_per_epoch=plan.num_picks(0),
         steps_per_epoch=len(plan.epoch(0, last=epochs == 1)),

@@ -53,9 +53,7 @@ class TrainSettings:
     max_steps: int | None = None  # both None: 10 epochs
     max_epochs: int | None = None
     batch_size: int = 8  # images a step, exactly
-    micro_batch_size: int | None = (
-        None  # images at once at most, where memory is short; changes no result but rounding
-    )
+    micro_batch_size: int | None = None  # images at once at most, where memory is short; changes no result but rounding
 
     # learning
     optimizer: Literal["adamw"] = "adamw"
@@ -152,19 +150,13 @@ def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> 
     said |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key, option in (("data_root", "--data-root"), ("model", "--model")):
         if key not in said:
-            raise SettingError(
-                key, f"{key} is missing", where=str(path) if path else "train", mend=f"give {option}"
-            )
+            raise SettingError(key, f"{key} is missing", where=str(path) if path else "train", mend=f"give {option}")
     try:
         return TrainSettings(**said)
     except SettingError as error:
         if path is not None and error.key in lines and error.key not in (flags or {}):
-            raise SettingError(
-                error.key, error.what, where=f"{path}:{lines[error.key]}", mend=error.mend
-            ) from None
-        raise SettingError(
-            error.key, error.what, where=f"--{error.key.replace('_', '-')}", mend=error.mend
-        ) from None
+            raise SettingError(error.key, error.what, where=f"{path}:{lines[error.key]}", mend=error.mend) from None
+        raise SettingError(error.key, error.what, where=f"--{error.key.replace('_', '-')}", mend=error.mend) from None
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:
@@ -207,14 +199,8 @@ def resolve(
         max_epochs=10 if settings.max_steps is None and settings.max_epochs is None else settings.max_epochs,
     )
     if chosen.timestep_end is not None and chosen.timestep_end > num_timesteps:
-        raise SettingError(
-            "timestep_end", f"{chosen.timestep_end}, but the model has {num_timesteps} timesteps"
-        )
-    if (
-        chosen.resolution is not None
-        and chosen.bucket_step is not None
-        and chosen.resolution < chosen.bucket_step
-    ):
+        raise SettingError("timestep_end", f"{chosen.timestep_end}, but the model has {num_timesteps} timesteps")
+    if chosen.resolution is not None and chosen.bucket_step is not None and chosen.resolution < chosen.bucket_step:
         raise SettingError(
             "resolution", f"{chosen.resolution} is below this model's step of {chosen.bucket_step} pixels"
         )
@@ -281,9 +267,7 @@ def _beside(root: Any, folder: Path) -> Any:
     if isinstance(root, list | tuple):
         return [_beside(one, folder) for one in root]
     if isinstance(root, dict):
-        return {
-            k: _beside(v, folder) if k in ("path", "resolvers", "data_root") else v for k, v in root.items()
-        }
+        return {k: _beside(v, folder) if k in ("path", "resolvers", "data_root") else v for k, v in root.items()}
     return root
 
 
@@ -400,9 +384,7 @@ def _check(s: TrainSettings) -> None:
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
     need("eps", s.eps > 0, "must be above 0")
-    need(
-        "betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1"
-    )
+    need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     need("max_aspect", s.max_aspect >= 1, "must be at least 1")
     need("seed", s.seed >= -1, "must be -1 or more")
     need(

@@ -63,9 +63,7 @@ def find_model(model: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         mend = "name a folder, or check the id and the network"
-        raise BadInput(
-            f"no such folder, and the hub did not give it: {first}", where=text, mend=mend
-        ) from None
+        raise BadInput(f"no such folder, and the hub did not give it: {first}", where=text, mend=mend) from None
 
 
 def read_index(folder: Path) -> dict[str, object]:

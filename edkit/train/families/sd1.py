@@ -53,9 +53,7 @@ class SD1:
         side = unet.config.sample_size
         self.resolution = int(max(side) if isinstance(side, list | tuple) else side) * self.vae_factor
         self.latent_channels = int(vae.config.latent_channels)
-        self.max_tokens = min(
-            int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings)
-        )
+        self.max_tokens = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         self.vae_hash = _hash_of(vae)
         self._scheduler_config = _scheduler_config(scheduler)
         prediction = self._scheduler_config.get("prediction_type", "epsilon")
@@ -160,9 +158,7 @@ class SD1:
         (folder / "scheduler").mkdir()
         source = self.folder / "scheduler" / "scheduler_config.json"
         scheduler = (
-            _read_json(source)
-            if source.is_file()
-            else {"_class_name": "DDIMScheduler", **self._scheduler_config}
+            _read_json(source) if source.is_file() else {"_class_name": "DDIMScheduler", **self._scheduler_config}
         )
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", _index(scheduler, type(self.tokenizer).__name__))
@@ -181,9 +177,7 @@ def load(folder: Path) -> Family:
     from transformers import CLIPTextModel
 
     _quiet()
-    unet = _from_folder(
-        UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False
-    )
+    unet = _from_folder(UNet2DConditionModel, folder / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     vae = _from_folder(AutoencoderKL, folder / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
     text_encoder = _from_folder(CLIPTextModel, folder / "text_encoder", torch_dtype=torch.float32)
     scheduler_path = folder / "scheduler" / "scheduler_config.json"
@@ -230,9 +224,7 @@ def _tokenizer(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise BadInput("the model folder has no tokenizer", where=str(folder))
-    config = (
-        _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    )
+    config = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     named = str(config.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
     cls = CLIPTokenizer if named == "CLIPTokenizer" else AutoTokenizer
     try:
@@ -268,9 +260,7 @@ def _scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "set_alpha_to_one",
     )
     more = ("steps_offset", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
-    return {key: config[key] for key in (*kept, *more) if config.get(key) is not None} | {
-        "clip_sample": False
-    }
+    return {key: config[key] for key in (*kept, *more) if config.get(key) is not None} | {"clip_sample": False}
 
 
 def _config_of(module: Any, precision: str) -> dict[str, Any]:
@@ -307,13 +297,9 @@ def _hash_of(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
-        )
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
     scaling = getattr(cast(Any, module).config, "scaling_factor", None)
-    digest.update(
-        f"scaling {scaling} shift {getattr(cast(Any, module).config, 'shift_factor', None)}".encode()
-    )
+    digest.update(f"scaling {scaling} shift {getattr(cast(Any, module).config, 'shift_factor', None)}".encode())
     return digest.hexdigest()
 
 
