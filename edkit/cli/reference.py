@@ -57,7 +57,7 @@ def _row(param: Any) -> str:
     is_argument = param.param_type_name == "argument"
     spelled = _metavar(param) if is_argument else ", ".join([*param.opts, *param.secondary_opts])
     default = param.default
-    if default is None or default is False or param.required or callable(default) or default in ([], ()):
+    if default is None or default is False or param.required or callable(default) or default in ([], (), ""):
         shown = ""
     else:
         shown = f"`{getattr(default, 'value', default)!s}`"
