@@ -26,9 +26,7 @@ def main() -> None:
     """Make the files, run each step once, print a table."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--files", type=int, default=100_000)
-    options.add_argument(
-        "--dir", type=Path, default=None, help="work in this folder (default: a temporary one)"
-    )
+    options.add_argument("--dir", type=Path, default=None, help="work in this folder (default: a temporary one)")
     args = options.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         measure(Path(folder), args.files)
@@ -66,13 +64,9 @@ def measure(root: Path, num_files: int) -> None:
         timed("content ids, nothing changed", num_files, lambda: catalog.content_ids(names))
         done = timed("rename", num_files, lambda: apply(catalog, renames, verb="rename"))
         assert (done.num_done, done.skipped) == (num_files, [])
-        timed(
-            "content ids after the rename", num_files, lambda: catalog.content_ids([m.dst for m in renames])
-        )
+        timed("content ids after the rename", num_files, lambda: catalog.content_ids([m.dst for m in renames]))
         assert not timed("undo the rename", num_files, lambda: undo(catalog)).left
-        done = timed(
-            "shuffle names within folders", num_files, lambda: apply(catalog, shuffled, verb="shuffle")
-        )
+        done = timed("shuffle names within folders", num_files, lambda: apply(catalog, shuffled, verb="shuffle"))
         assert not done.skipped
         assert not timed("undo the shuffle", done.num_done, lambda: undo(catalog)).left
         timed("trash", len(tenth), lambda: apply(catalog, [Trash(name) for name in tenth], verb="trash"))

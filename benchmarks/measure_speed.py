@@ -58,9 +58,7 @@ def rate(work: Callable[[Path], object], paths: list[Path]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--megapixels", type=float, default=1.4)

@@ -48,9 +48,7 @@ def draw(root: Path, num: int) -> None:
             stem = f"a picture of thing {i * 7919 % 5000}_({start + i})"
             os.link(sources[i % len(sources)], folder / f"{stem}.jpg")
             if i % 10 == 0:
-                (folder / f"{stem}.txt").write_text(
-                    f"a picture of thing {i}, sunny, number {start}", encoding="utf-8"
-                )
+                (folder / f"{stem}.txt").write_text(f"a picture of thing {i}, sunny, number {start}", encoding="utf-8")
     old = time.time() - 3600  # settled files: a catalog remembers no file that is still being written
     for folder_path, _, names in os.walk(root):
         for name in names:

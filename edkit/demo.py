@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import threading
 import time
@@ -638,23 +639,27 @@ def _train(place: _Place, progress: Progress) -> dict[str, Any]:
 
 
 def _prompts(num: int) -> dict[str, list[Scene]]:
-    """The scenes asked for before and after: the subject's, and the old world's in unseen combinations."""
+    """The scenes asked for before and after: the subject's, and the old world's in unseen combinations.
+
+    At most `num` of each; in every order's beginning all colours, shapes, grounds and places take turns.
+    """
     from edkit.nano import world
 
+    grounds, spots = tuple(world.BACKGROUNDS), tuple(world.POSITIONS)
     subject = [
         world.Scene(
             colour=world.SUBJECT_COLOURS[0],
             shape=world.SUBJECT_CLASS,
-            background=ground,
-            position=spot,
+            background=grounds[i % len(grounds)],
+            position=spots[i % len(spots)],
             subject=True,
         )
-        for spot in world.POSITIONS
-        for ground in world.BACKGROUNDS
+        for i in range(math.lcm(len(grounds), len(spots)))
     ]
     held_out = [prompt.scene for prompt in world.held_out_prompts()]
-    # every n-th, so that few prompts too go through all colours, shapes and grounds
-    return {"subject": _spread(subject, num), "world": _spread(held_out, num)}
+    stride = next(n for n in range(37, 1000) if math.gcd(n, len(held_out)) == 1)
+    mixed = [held_out[i * stride % len(held_out)] for i in range(len(held_out))]
+    return {"subject": subject[:num], "world": mixed[:num]}
 
 
 def _spread(items: Sequence[_T], num: int) -> list[_T]:

@@ -152,9 +152,7 @@ def propose(folders: Sequence[Folder], wish: Wish) -> Proposal:
 
     def put(path: str, multiply: Decimal, reason: str) -> None:
         if now[path].num_free == 0:
-            notes.append(
-                f"{path}: every image has a multiply of its own (YAML), which is stronger; left as it is"
-            )
+            notes.append(f"{path}: every image has a multiply of its own (YAML), which is stronger; left as it is")
             return
         now[path] = replace(now[path], multiply=multiply)
         why[path] = reason
@@ -220,18 +218,13 @@ def _equalize(
     subjects = [
         folder
         for folder in folders
-        if folder.path not in claimed
-        and folder.path not in excepted
-        and folder.multiply >= 1
-        and folder.num_free
+        if folder.path not in claimed and folder.path not in excepted and folder.multiply >= 1 and folder.num_free
     ]
     left = [folder.path for folder in folders if folder.multiply < 1 and folder.path not in claimed]
     if left:
         notes.append(f"taken as ground truth and left alone (multiply below 1): {_list(left)}")
     if not subjects:
-        raise UsageError(
-            "no subject folder to equalize (all have a multiply below 1, or are named otherwise)"
-        )
+        raise UsageError("no subject folder to equalize (all have a multiply below 1, or are named otherwise)")
     level = max(folder.num_free + folder.own_picks for folder in subjects)
     steep = []
     for folder in subjects:
@@ -267,9 +260,7 @@ def _below(names: Sequence[str], asked: str, option: str = "") -> list[str]:
     parts = _parts(asked)
     found = [name for name in names if _parts(name)[: len(parts)] == parts]
     if not found:
-        known = sorted(
-            {"/".join(_parts(name)[:i]) for name in names for i in range(1, len(_parts(name)) + 1)}
-        )
+        known = sorted({"/".join(_parts(name)[:i]) for name in names for i in range(1, len(_parts(name)) + 1)})
         near = difflib.get_close_matches("/".join(parts), known, n=1, cutoff=0.4)
         mend = f"did you mean {near[0]}?" if near else f"folders with images: {_list(known or ['.'])}"
         raise UsageError(f"no folder {asked!r} with images in it", where=option or None, mend=mend)
@@ -416,10 +407,7 @@ def balance(
             _inside(root, name): Fraction(exact(value, f"--per-epoch {name}"))
             for name, value in (per_epoch or {}).items()
         },
-        share={
-            _inside(root, name): Fraction(exact(value, f"--share {name}"))
-            for name, value in (share or {}).items()
-        },
+        share={_inside(root, name): Fraction(exact(value, f"--share {name}")) for name, value in (share or {}).items()},
         equalize=equalize,
         ground_truth=tuple(_inside(root, name) for name in ground_truth),
     )
@@ -473,9 +461,7 @@ def balance(
         ),
         num_images=sum(folder.num_images for folder in proposal.folders),
         picks=float(total),
-        epochs=tuple(
-            sum(folder.picks_in(epoch) for folder in proposal.folders) for epoch in range(EPOCHS_SHOWN)
-        ),
+        epochs=tuple(sum(folder.picks_in(epoch) for folder in proposal.folders) for epoch in range(EPOCHS_SHOWN)),
         written=tuple(change.path for change in changes if change.path not in skipped),
         notes=(*notes, *(f"{path}: not written: {why}" for path, why in skipped.items())),
         operation=applied.operation,
@@ -506,9 +492,7 @@ def folders_of(dataset: Dataset, *, certain: bool = False) -> list[Folder]:
             same = _own_multiplies(folder.path).count(said)
             own |= {said: same} if same else {}
         found.append(
-            Folder(
-                path=folder.key or ".", num_images=folder.count, multiply=said, own=tuple(sorted(own.items()))
-            )
+            Folder(path=folder.key or ".", num_images=folder.count, multiply=said, own=tuple(sorted(own.items())))
         )
     return found
 
@@ -583,9 +567,7 @@ def assignments(texts: Sequence[str], option: str) -> dict[str, str]:
     for text in texts:
         folder, equals, value = text.rpartition("=")
         if not equals or not folder or not value:
-            raise UsageError(
-                f"{text!r} is not FOLDER=NUMBER", where=option, mend=f"{option} preservation=0.025"
-            )
+            raise UsageError(f"{text!r} is not FOLDER=NUMBER", where=option, mend=f"{option} preservation=0.025")
         if folder in found:
             raise UsageError(f"{folder} is named twice", where=option)
         found[folder] = value

@@ -26,9 +26,7 @@ class Wanted:
     write: bool = False  # the caption must stand in a .txt sidecar, whether or not it can be a name
     given: bool = False  # a sidecar (or a cascade) that stays gives this caption: no .txt is needed
     aside: frozenset[str] = frozenset()  # its sidecars that say otherwise: these go to the trash
-    options: Mapping[str, bytes] = field(
-        default_factory=dict
-    )  # those that say otherwise, without what they say
+    options: Mapping[str, bytes] = field(default_factory=dict)  # those that say otherwise, without what they say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +91,8 @@ def _sidecars(
                 yield Trash(folder / name, "says otherwise than the file name that is the caption now")
         elif name in image.options:
             if name != target and first:
-                yield Trash(
-                    folder / name, "its options go on under the image's new name, without its caption"
-                )
-            yield Write(
-                folder / target, image.options[name], "options of a sidecar whose caption was set aside"
-            )
+                yield Trash(folder / name, "its options go on under the image's new name, without its caption")
+            yield Write(folder / target, image.options[name], "options of a sidecar whose caption was set aside")
         elif name == target:
             continue
         elif first:
@@ -107,11 +101,7 @@ def _sidecars(
             content = (folder / name).read_bytes()
             yield Write(folder / target, content, f"shared by several images of the name {stem}")
     if needs_text:
-        why = (
-            "a cascade is stronger than a file name"
-            if can_name(image.caption)
-            else "no file name can hold it"
-        )
+        why = "a cascade is stronger than a file name" if can_name(image.caption) else "no file name can hold it"
         yield Write(folder / text_name, image.caption.encode("utf-8"), f"the whole caption: {why}")
 
 
@@ -140,9 +130,7 @@ def _mend_references(folder: Path, changes: list[Change]) -> list[Change]:
         if isinstance(change, Move) and change.src.suffix.lower() in (".yaml", ".yml"):
             content = change.src.read_bytes()
             if b"caption" in content and _FILE_REFERENCE.search(content):
-                new = _renamed_reference(
-                    content, {old: to for old, to in moves.items() if old.encode() in content}
-                )
+                new = _renamed_reference(content, {old: to for old, to in moves.items() if old.encode() in content})
                 if new != content:
                     mended.append(Trash(change.src, "names a caption file that got another name"))
                     mended.append(Write(change.dst, new, "names the caption file by its new name"))

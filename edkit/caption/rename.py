@@ -104,9 +104,7 @@ def rename_captions(
                 mend="empty .txt sidecars make empty captions",
             )
 
-    with Catalog.open(
-        root, state_dir=state_dir, write=not dry_run, command=command, progress=progress
-    ) as catalog:
+    with Catalog.open(root, state_dir=state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
         if not len(dataset):
             raise BadInput("no images in it", where=str(root))
@@ -156,9 +154,7 @@ def rename_captions(
                 where=_relative(first.path, root),
                 mend='say what the pictures show: --caption "person"',
             )
-        applied = apply(
-            catalog, changes, verb="rename-captions", command=command, dry_run=dry_run, progress=progress
-        )
+        applied = apply(catalog, changes, verb="rename-captions", command=command, dry_run=dry_run, progress=progress)
     left += [Left(path=_subject(change), reason=why) for change, why in applied.skipped]
     failed = {id(change) for change, _ in applied.skipped}
     done = [change for change in changes if id(change) not in failed]
@@ -218,9 +214,7 @@ def _wanted(
     return _overruling(path, companions.get(nfc(stem), ()), caption, cascade)
 
 
-def _overruling(
-    path: Path, companions: Iterable[Companion], caption: str, cascade: Path | None
-) -> Wanted | Left:
+def _overruling(path: Path, companions: Iterable[Companion], caption: str, cascade: Path | None) -> Wanted | Left:
     """The image under a caption that its sidecars may not agree with."""
     aside: set[str] = set()
     options: dict[str, bytes] = {}
@@ -272,9 +266,7 @@ def _left_for(path: Path, problem: Problem) -> Left:
 
 def _whole(sample: Sample) -> str:
     """The caption with all its tags, in their order."""
-    return ", ".join(
-        part for part in (sample.caption.text, *(tag.text for tag in sample.caption.tags)) if part
-    )
+    return ", ".join(part for part in (sample.caption.text, *(tag.text for tag in sample.caption.tags)) if part)
 
 
 def dump_options(options: Options) -> bytes:

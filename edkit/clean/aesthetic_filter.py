@@ -77,12 +77,8 @@ def aesthetic_filter(
     weights = resolve(clip or DEFAULT_CLIP, pretrained, progress=progress)
     scorer = load_head(head, dim=weights.dim, clip=weights.label)
     meant = made_for(head, weights.dim)
-    if meant is not None and not (
-        weights.label.startswith(meant) and "openai" in f"{weights.pretrained}".lower()
-    ):
-        progress.say(
-            f"head {head} was made for {meant} with OpenAI's weights: its scores may mean little here"
-        )
+    if meant is not None and not (weights.label.startswith(meant) and "openai" in f"{weights.pretrained}".lower()):
+        progress.say(f"head {head} was made for {meant} with OpenAI's weights: its scores may mean little here")
     encoder = Encoder(weights, batch_size=batch_size, device=device, progress=progress)
     with open_catalog(
         folders[0], state_dir=state_dir, changes=not dry_run, command="aesthetic-filter", progress=progress
@@ -113,8 +109,7 @@ def aesthetic_filter(
         num_images=len(order),
         num_kept=num_kept,
         scores=tuple(
-            Scored(path=path, score=score, kept=number < num_kept)
-            for number, (path, score) in enumerate(order)
+            Scored(path=path, score=score, kept=number < num_kept) for number, (path, score) in enumerate(order)
         ),
         rule=rule,
         head=scorer.name,
@@ -151,9 +146,7 @@ def _validate(min_score: float | None, top: float | None, limit: int | None) -> 
         raise UsageError(f"--limit {limit} would keep nothing", mend="1 or more")
 
 
-def _mark(
-    scores: Sequence[float], min_score: float | None, top: float | None, limit: int | None
-) -> tuple[int, str]:
+def _mark(scores: Sequence[float], min_score: float | None, top: float | None, limit: int | None) -> tuple[int, str]:
     """How many of the scores (falling) stay, and the rule in words."""
     if top is not None:
         return math.ceil(len(scores) * top - 1e-9), f"the best {top * 100:g}%"

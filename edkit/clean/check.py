@@ -70,12 +70,8 @@ def check(
     if not 0 <= radius <= 31:
         raise UsageError(f"--radius {radius} is not in 0..31")
     root = Path(root)
-    with open_catalog(
-        root, state_dir=state_dir, changes=False, command="check", progress=progress
-    ) as catalog:
-        dataset = read(
-            root, caption_fallback=caption_fallback, sizes=False, catalog=catalog, progress=progress
-        )
+    with open_catalog(root, state_dir=state_dir, changes=False, command="check", progress=progress) as catalog:
+        dataset = read(root, caption_fallback=caption_fallback, sizes=False, catalog=catalog, progress=progress)
         paths = tuple(dict.fromkeys(dataset.paths))
         names = dict.fromkeys(("format", *FACTS_NEEDED))
         measured = measure(catalog, paths, names, workers=workers, progress=progress)

@@ -153,9 +153,7 @@ def dedupe(
 FACTS_NEEDED = ("width", "height", "num_bytes", "sharpness", "phash", "phash_mirror", "thumb")
 
 
-def _validate(
-    roots: Sequence[Path], method: str, radius: int, threshold: float, prefer: str, clip: str | None
-) -> None:
+def _validate(roots: Sequence[Path], method: str, radius: int, threshold: float, prefer: str, clip: str | None) -> None:
     if not roots:
         raise UsageError("no folder was given")
     if method not in METHODS:
@@ -167,9 +165,7 @@ def _validate(
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold:g} is not above 0 and at most 1")
     if method == "embedding" and clip is None:
-        raise UsageError(
-            "--method embedding needs a model", mend="--clip ViT-L-14-quickgelu --pretrained openai"
-        )
+        raise UsageError("--method embedding needs a model", mend="--clip ViT-L-14-quickgelu --pretrained openai")
 
 
 def near_duplicates(
@@ -188,9 +184,7 @@ def near_duplicates(
 class _Ranking:
     """Which of two images is better, and why in a few words."""
 
-    def __init__(
-        self, listing: Listing, facts: Mapping[Path, Facts], prefer: str, protected: frozenset[Path]
-    ) -> None:
+    def __init__(self, listing: Listing, facts: Mapping[Path, Facts], prefer: str, protected: frozenset[Path]) -> None:
         self.listing, self.facts, self.protected = listing, facts, protected
         tests = {"largest": self._larger, "sharpest": self._sharper, "oldest": self._older}
         others = (self._larger, self._less_compressed, self._sharper, self._captioned, self._older)
@@ -361,9 +355,7 @@ class _ByEmbedding(_Likeness):
         known = [None if isinstance(one := found[path], Problem) else one for path in firsts]
         dim = next((len(one) for one in known if one is not None), 0)
         nothing = np.zeros(dim, dtype=np.float32)  # what has no embedding is like nothing else
-        self._vectors = (
-            np.stack([nothing if one is None else one for one in known]) if known else nothing[None]
-        )
+        self._vectors = np.stack([nothing if one is None else one for one in known]) if known else nothing[None]
         self._threshold = threshold
 
     def near(self, one: int) -> Iterator[_Near]:

@@ -26,9 +26,7 @@ class Listing:
     def under(self, folders: Iterable[Path]) -> frozenset[Path]:
         """The images that lie in any of these folders."""
         heads = tuple(os.path.join(_absolute(folder), "") for folder in folders)  # noqa: PTH118
-        return (
-            frozenset(path for path in self.images if str(path).startswith(heads)) if heads else frozenset()
-        )
+        return frozenset(path for path in self.images if str(path).startswith(heads)) if heads else frozenset()
 
 
 def list_images(folders: Sequence[Path]) -> Listing:
@@ -51,9 +49,7 @@ def list_images(folders: Sequence[Path]) -> Listing:
                 stem = nfc(path.stem)
                 siblings[listing.path, stem] += 1
                 if stem in listing.sidecars:
-                    sidecars[path] = tuple(
-                        Path(listing.path, text) for text in listing.sidecars[stem].values()
-                    )
+                    sidecars[path] = tuple(Path(listing.path, text) for text in listing.sidecars[stem].values())
     return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings))
 
 

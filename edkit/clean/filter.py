@@ -111,8 +111,7 @@ def filter(
         num_kept=len(kept),
         dropped=dropped,
         tallies=tuple(
-            Tally(rule=rule.text, num_fail=sum(rule in broken for broken in failed.values()))
-            for rule in parsed
+            Tally(rule=rule.text, num_fail=sum(rule in broken for broken in failed.values())) for rule in parsed
         ),
         spans=(
             *_spans(names, kept, "kept"),

@@ -156,17 +156,14 @@ class _Reader:
         if not signs:
             self.fail(f"after {operands[0].text!r} a comparison is missing", mend="such as >= 0.2")
         steps = [
-            self._step(left, sign, right)
-            for left, sign, right in zip(operands, signs, operands[1:], strict=False)
+            self._step(left, sign, right) for left, sign, right in zip(operands, signs, operands[1:], strict=False)
         ]
         return steps[0] if len(steps) == 1 else lambda facts: all(step(facts) for step in steps)
 
     def _operand(self) -> _Token:
         token = self.token
         if token is None or token.kind == "sign" or (token.kind == "name" and token.text.lower() in _WORDS):
-            self.fail(
-                f"a fact or a number is missing {'at its end' if token is None else f'before {token.text!r}'}"
-            )
+            self.fail(f"a fact or a number is missing {'at its end' if token is None else f'before {token.text!r}'}")
         assert token is not None
         self._next()
         return token

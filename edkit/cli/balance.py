@@ -17,18 +17,12 @@ app = typer.Typer()
 PANEL = "Balance"
 
 
-@app.command(
-    rich_help_panel=PANEL, epilog="Example: edkit balance photos --equalize --per-epoch preservation=25"
-)
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit balance photos --equalize --per-epoch preservation=25")
 def balance(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The data root: a folder of folders of images.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data root: a folder of folders of images.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="FOLDER=NUMBER", help="The multiply of every folder at or below FOLDER."
-        ),
+        typer.Option("--set", metavar="FOLDER=NUMBER", help="The multiply of every folder at or below FOLDER."),
     ] = None,
     per_epoch: Annotated[
         list[str] | None,
@@ -105,9 +99,7 @@ def plan(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 8,
     resolution: Annotated[
         int | None,
-        typer.Option(
-            "--resolution", help="Buckets have the area of a square of this side. Else by --for; 512."
-        ),
+        typer.Option("--resolution", help="Buckets have the area of a square of this side. Else by --for; 512."),
     ] = None,
     family: Annotated[
         str | None,
@@ -118,9 +110,7 @@ def plan(
     seed: console.Seed = 555,
     small: Annotated[
         Literal["smaller", "upscale", "leave"],
-        typer.Option(
-            "--small", help="Images smaller than their bucket: a smaller bucket, scaled up, or left out."
-        ),
+        typer.Option("--small", help="Images smaller than their bucket: a smaller bucket, scaled up, or left out."),
     ] = "smaller",
     remainder: Annotated[
         Literal["join", "duplicate", "drop"],
@@ -165,10 +155,7 @@ def plan(
         )
         ui.table(
             ["Bucket", "Images", "Cut off"],
-            [
-                [f"{part.width} x {part.height}", part.num_images, f"{part.cut:.1%}"]
-                for part in result.buckets
-            ],
+            [[f"{part.width} x {part.height}", part.num_images, f"{part.cut:.1%}"] for part in result.buckets],
         )
         ui.done(result, *_plan_lines(result))
 
@@ -193,9 +180,7 @@ def _plan_lines(result: Planned) -> list[str]:
     deep = f"; {result.num_deep_cuts:,} lose over 20%" if result.num_deep_cuts else ""
     lines.append(f"crops cut off {result.cut:.1%} of an image on average{deep}")
     empty = f", {result.num_empty_captions:,} images with an empty one" if result.num_empty_captions else ""
-    captions = (
-        "one caption for all" if result.num_captions == 1 else f"{result.num_captions:,} different captions"
-    )
+    captions = "one caption for all" if result.num_captions == 1 else f"{result.num_captions:,} different captions"
     lines.append(f"{captions}{empty}")
     if result.cut_captions:
         longest = result.cut_captions[0]

@@ -55,9 +55,7 @@ def rename_captions(
             (len(result.left), "left as they are"),
         ):
             parts += [f"{number:,} {words}"] if number else []
-        lines.append(
-            f"{result.num_images:,} {'image' if result.num_images == 1 else 'images'}: {', '.join(parts)}"
-        )
+        lines.append(f"{result.num_images:,} {'image' if result.num_images == 1 else 'images'}: {', '.join(parts)}")
         sidecars = [
             f"{number:,} {words}"
             for number, words in (

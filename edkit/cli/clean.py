@@ -19,12 +19,8 @@ PANEL = "Clean"
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The data root.")]
 Dirs = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders; the first one keeps the state.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes to measure with (one a core).")
-]
-Clip = Annotated[
-    str, typer.Option("--clip", help="open_clip model, a model config (.json), or a model folder.")
-]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes to measure with (one a core).")]
+Clip = Annotated[str, typer.Option("--clip", help="open_clip model, a model config (.json), or a model folder.")]
 Pretrained = Annotated[
     str | None, typer.Option("--pretrained", help="open_clip's name for the weights, or a checkpoint's path.")
 ]
@@ -149,9 +145,7 @@ def dedupe(
         )
 
 
-@app.command(
-    rich_help_panel=PANEL, epilog='Example: edkit filter photos --rule "sharpness >= 0.1 and width >= 512"'
-)
+@app.command(rich_help_panel=PANEL, epilog='Example: edkit filter photos --rule "sharpness >= 0.1 and width >= 512"')
 def filter(
     root: Dir,
     rule: Annotated[
@@ -194,14 +188,10 @@ def filter(
         )
 
 
-@app.command(
-    "aesthetic-filter", rich_help_panel=PANEL, epilog="Example: edkit aesthetic-filter photos --top 50%"
-)
+@app.command("aesthetic-filter", rich_help_panel=PANEL, epilog="Example: edkit aesthetic-filter photos --top 50%")
 def aesthetic_filter(
     root: Dir,
-    least: Annotated[
-        float | None, typer.Option("--min", help="Least score that stays (about 1 to 10).")
-    ] = None,
+    least: Annotated[float | None, typer.Option("--min", help="Least score that stays (about 1 to 10).")] = None,
     top: Annotated[str | None, typer.Option("--top", help="Share that stays, such as 50%.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Number of images that stay.")] = None,
     head: Annotated[
@@ -209,12 +199,8 @@ def aesthetic_filter(
     ] = "v2",
     clip: Clip = "ViT-L-14-quickgelu",
     pretrained: Pretrained = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images the model sees at once.")
-    ] = 32,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if any.")
-    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images the model sees at once.")] = 32,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if any.")] = None,
     dry_run: console.DryRun = False,
     as_json: console.Json = False,
     quiet: console.Quiet = False,

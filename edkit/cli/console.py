@@ -115,7 +115,9 @@ class _Bars:
         def advance(n: int = 1, note: str = "") -> None:
             speed = rich.tasks[rich.task_ids.index(task)].speed
             rate = f"{speed:,.1f} {unit}/s" if speed else ""
-            rich.update(task, advance=n, rate=rate, **({"note": note} if note else {}))
+            rich.update(task, advance=n, rate=rate)
+            if note:
+                rich.update(task, note=note)
 
         try:
             yield advance

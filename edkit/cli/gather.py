@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 PANEL = "Gather"
-import_app = typer.Typer(
-    no_args_is_help=True, help="Bring an existing set into a folder edkit and trainers read."
-)
+import_app = typer.Typer(no_args_is_help=True, help="Bring an existing set into a folder edkit and trainers read.")
 app.add_typer(import_app, name="import", rich_help_panel=PANEL)
 
 
@@ -51,12 +49,8 @@ Columns = Annotated[
     str,
     typer.Option("--columns", help="Name columns yourself: url=LINK,caption=ALT.", metavar="ROLE=NAME,..."),
 ]
-Captions = Annotated[
-    CaptionsAs, typer.Option("--captions", help="Captions as file names, as .txt sidecars, or both.")
-]
-Limit = Annotated[
-    int | None, typer.Option("--limit", help="This many good images over all runs, the first in order.")
-]
+Captions = Annotated[CaptionsAs, typer.Option("--captions", help="Captions as file names, as .txt sidecars, or both.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="This many good images over all runs, the first in order.")]
 # how to fetch: the same options wherever something is downloaded
 Concurrency = Annotated[int, typer.Option("--concurrency", help="Downloads at a time.")]
 PerHost = Annotated[int, typer.Option("--per-host", help="Downloads at a time from one host.")]
@@ -65,22 +59,16 @@ IdleTimeout = Annotated[float, typer.Option("--idle-timeout", help="Seconds with
 Retries = Annotated[int, typer.Option("--retries", help="More tries after timeouts, resets, 429 and 5xx.")]
 MaxBytes = Annotated[int, typer.Option("--max-bytes", help="Largest file to take, in bytes.")]
 MaxPixels = Annotated[int, typer.Option("--max-pixels", help="Largest image to decode, in pixels.")]
-UserAgent = Annotated[
-    str, typer.Option("--user-agent", help="Who you say you are (default: edkit and its version).")
-]
+UserAgent = Annotated[str, typer.Option("--user-agent", help="Who you say you are (default: edkit and its version).")]
 AllowPrivate = Annotated[
     bool, typer.Option("--allow-private-hosts", help="Also fetch from private and local addresses.")
 ]
 
 
 def scrape(
-    tables: Annotated[
-        list[str], typer.Argument(help="Tables: files, folders or patterns (Parquet, CSV, TSV, JSONL).")
-    ],
+    tables: Annotated[list[str], typer.Argument(help="Tables: files, folders or patterns (Parquet, CSV, TSV, JSONL).")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
-    search: Annotated[
-        str, typer.Option("--search", help="All of these words in the caption: photo,man")
-    ] = "",
+    search: Annotated[str, typer.Option("--search", help="All of these words in the caption: photo,man")] = "",
     any_: Annotated[str, typer.Option("--any", help="At least one of these words.")] = "",
     exclude: Annotated[str, typer.Option("--exclude", help="None of these words.")] = "",
     regex: Annotated[str, typer.Option("--regex", help="A pattern the caption must hold.")] = "",
@@ -88,21 +76,15 @@ def scrape(
     max_aspect: Annotated[
         float | None, typer.Option("--max-aspect", help="Most that the longer side may be of the shorter.")
     ] = None,
-    min_aesthetic: Annotated[
-        float | None, typer.Option("--min-aesthetic", help="Least aesthetic score.")
-    ] = None,
+    min_aesthetic: Annotated[float | None, typer.Option("--min-aesthetic", help="Least aesthetic score.")] = None,
     max_unsafe: Annotated[
         float | None, typer.Option("--max-unsafe", help="Most punsafe (0 is safe, 1 is not).")
     ] = None,
-    max_watermark: Annotated[
-        float | None, typer.Option("--max-watermark", help="Most pwatermark (0..1).")
-    ] = None,
+    max_watermark: Annotated[float | None, typer.Option("--max-watermark", help="Most pwatermark (0..1).")] = None,
     min_similarity: Annotated[
         float | None, typer.Option("--min-similarity", help="Least likeness of image and caption (CLIP).")
     ] = None,
-    licence: Annotated[
-        str, typer.Option("--license", "--licence", help="One of these licences: cc0,cc-by,pdm")
-    ] = "",
+    licence: Annotated[str, typer.Option("--license", "--licence", help="One of these licences: cc0,cc-by,pdm")] = "",
     language: Annotated[str, typer.Option("--language", help="One of these languages: en,de")] = "",
     exclude_hosts: Annotated[
         str,
@@ -126,9 +108,7 @@ def scrape(
     ] = CheckHash.off,
     user_agent: UserAgent = "",
     allow_private_hosts: AllowPrivate = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--list", help="Show what matches, fetch nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "--list", help="Show what matches, fetch nothing.")] = False,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
@@ -196,16 +176,10 @@ app.command(
 def coco(
     annotations: Annotated[Path, typer.Option("--annotations", help="COCO's captions JSON.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder that holds the image files.")
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch the images from COCO's server.")
-    ] = False,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder that holds the image files.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the images from COCO's server.")] = False,
     instances: Annotated[Path | None, typer.Option("--instances", help="COCO's instances JSON.")] = None,
-    category: Annotated[
-        str, typer.Option("--category", help="Only images that show one of these: person,dog")
-    ] = "",
+    category: Annotated[str, typer.Option("--category", help="Only images that show one of these: person,dog")] = "",
     caption_choice: Annotated[
         CaptionChoice,
         typer.Option("--caption-choice", help="The first of an image's captions, or one by seed."),
@@ -328,7 +302,5 @@ def _kept_lines(result: Scrape | ImportedCoco) -> list[str]:
 
     again = sum(n for code, n in result.outcomes.items() if outcome(code).again and code != "surplus")
     if again:
-        lines.append(
-            f"{again:,} failed for a passing cause: run the same command again to try them once more"
-        )
+        lines.append(f"{again:,} failed for a passing cause: run the same command again to try them once more")
     return lines

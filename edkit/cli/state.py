@@ -23,9 +23,7 @@ def undo(
     root: Root,
     to: Annotated[
         int | None,
-        typer.Option(
-            "--to", metavar="N", min=0, help="Go back to how it was after operation N (0: before all)."
-        ),
+        typer.Option("--to", metavar="N", min=0, help="Go back to how it was after operation N (0: before all)."),
     ] = None,
     dry_run: console.DryRun = False,
     as_json: console.Json = False,
@@ -36,9 +34,7 @@ def undo(
     from edkit.data.journal import undo as verb
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
-        result = verb(
-            root, to=to, dry_run=dry_run, state_dir=state_dir, command="edkit undo", progress=ui.progress
-        )
+        result = verb(root, to=to, dry_run=dry_run, state_dir=state_dir, command="edkit undo", progress=ui.progress)
         if dry_run:
             rows = [(step.what, _short(step.path, root), _short(step.to, root)) for step in result.changes]
             ui.table(["change", "file", "to"], rows)
@@ -99,9 +95,7 @@ def history(
 
 @app.command(rich_help_panel=PANEL, epilog='Example: edkit why "photos/a dog_(3).jpg"')
 def why(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A file as it is named now, or was named before.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file as it is named now, or was named before.")],
     as_json: console.Json = False,
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
@@ -160,9 +154,7 @@ def trash_empty(
                 for item in contents(root, state_dir=state_dir).items
             ]
             ui.table(["would delete", "size"], rows)
-        result = empty(
-            root, dry_run=dry_run, state_dir=state_dir, command="edkit trash empty", progress=ui.progress
-        )
+        result = empty(root, dry_run=dry_run, state_dir=state_dir, command="edkit trash empty", progress=ui.progress)
         did = "Would delete" if dry_run else "Deleted"
         ui.done(result, f"{did} {result.num_files:,} files, {console.size(result.num_bytes)}, for good")
 

@@ -54,12 +54,8 @@ def train(
         bool | None,
         typer.Option("--train-text-encoder/--freeze-text-encoder", help="Train the text encoder, too."),
     ] = None,
-    lr_schedule: Annotated[
-        str | None, typer.Option("--lr-schedule", help="constant, linear or cosine.")
-    ] = None,
-    lr_warmup_steps: Annotated[
-        int | None, typer.Option("--lr-warmup-steps", help="Steps until the full rate.")
-    ] = None,
+    lr_schedule: Annotated[str | None, typer.Option("--lr-schedule", help="constant, linear or cosine.")] = None,
+    lr_warmup_steps: Annotated[int | None, typer.Option("--lr-warmup-steps", help="Steps until the full rate.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw.")] = None,
     precision: Precision = None,
     ema_decay: Annotated[
@@ -71,9 +67,7 @@ def train(
     cond_dropout: Annotated[
         float | None, typer.Option("--cond-dropout", help="How often a caption is left empty (0.04).")
     ] = None,
-    flip_p: Annotated[
-        float | None, typer.Option("--flip-p", help="How often an image is mirrored (0).")
-    ] = None,
+    flip_p: Annotated[float | None, typer.Option("--flip-p", help="How often an image is mirrored (0).")] = None,
     caption_fallback: Annotated[
         str | None, typer.Option("--caption-fallback", help="Caption of images whose name is no caption.")
     ] = None,
@@ -148,9 +142,7 @@ def train(
     )
     settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume)
     with console.session(as_json=as_json, quiet=quiet) as ui:
-        run = verb(
-            settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress
-        )
+        run = verb(settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress)
         if dry_run:
             _show_plan(ui, run)
         ui.done(run, *_summary(run))
@@ -175,9 +167,7 @@ def _summary(run: Run) -> list[str]:
         f"latents take {console.size(plan.latent_bytes)}"
     ]
     if plan.num_cut_captions:
-        lines.append(
-            f"{plan.num_cut_captions:,} captions are longer than the model reads (edkit check names them)"
-        )
+        lines.append(f"{plan.num_cut_captions:,} captions are longer than the model reads (edkit check names them)")
     if plan.num_warnings:
         lines.append(f"{plan.num_warnings:,} warnings (edkit check lists them)")
     if plan.left_out:
@@ -201,22 +191,14 @@ def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, or a hub id.")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw (repeatable).")],
     out: Annotated[Path, typer.Option("--out", help="Where the PNG files go.")],
-    num_images: Annotated[
-        int, typer.Option("--num-images", "-n", min=1, help="Pictures of each prompt.")
-    ] = 1,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures of each prompt.")] = 1,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 25,
     guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.")] = 5.0,
     negative: Annotated[str, typer.Option("--negative", help="What the picture should not show.")] = "",
-    size: Annotated[
-        str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels; none: the model's.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures drawn at once.")
-    ] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels; none: the model's.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Pictures drawn at once.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The noise the pictures grow from.")] = 555,
-    precision: Annotated[
-        str, typer.Option("--precision", help="fp32, or bf16 where the machine has it.")
-    ] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the machine has it.")] = "fp32",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
     as_json: console.Json = False,
     quiet: console.Quiet = False,

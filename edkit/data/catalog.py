@@ -239,9 +239,7 @@ class Catalog:
                     fresh.clear()
         return found
 
-    def _look_up(
-        self, paths: Iterable[Path], found: dict[Path, str]
-    ) -> Iterator[tuple[Path, int, int, str | None]]:
+    def _look_up(self, paths: Iterable[Path], found: dict[Path, str]) -> Iterator[tuple[Path, int, int, str | None]]:
         """(path, size, mtime_ns, content id where known); what can't be looked at goes into `found`."""
         for part in _batches(paths, _ASK):
             keys = [self.places.key(path) for path in part]
@@ -276,10 +274,7 @@ class Catalog:
         with self._facts_told(), transaction(self._facts_db):
             self._facts_db.executemany(
                 "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)",
-                (
-                    (self.places.key(path), size, mtime, bytes.fromhex(sha))
-                    for path, size, mtime, sha in settled
-                ),
+                ((self.places.key(path), size, mtime, bytes.fromhex(sha)) for path, size, mtime, sha in settled),
             )
 
     # ------------------------------------------------------------------ facts
@@ -341,8 +336,7 @@ class Catalog:
             keys = [self.places.key(path) for path in part]
             with self._facts_told():
                 rows = self._facts_db.execute(
-                    "SELECT path, size, mtime_ns, value FROM cached "
-                    f"WHERE kind = ? AND path IN ({_marks(keys)})",
+                    f"SELECT path, size, mtime_ns, value FROM cached WHERE kind = ? AND path IN ({_marks(keys)})",
                     [kind, *keys],
                 ).fetchall()
             known = {row[0]: row for row in rows}
@@ -428,9 +422,7 @@ class Catalog:
                 return
             last = rows[-1][0]
 
-    def ledger_count(
-        self, *, query: str | None = None, source: str | None = None, outcome: str | None = None
-    ) -> int:
+    def ledger_count(self, *, query: str | None = None, source: str | None = None, outcome: str | None = None) -> int:
         """How many rows of the ledger match all that is given."""
         where, values = self._ledger_where(query=query, source=source, outcome=outcome)
         with self.told():

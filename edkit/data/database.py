@@ -89,9 +89,7 @@ def told(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         text = str(error)
         if "disk is full" in text:
-            raise NoSpace(
-                "the disk is full", where=str(path), mend="free some space and run again"
-            ) from error
+            raise NoSpace("the disk is full", where=str(path), mend="free some space and run again") from error
         if "readonly" in text or "unable to open" in text:
             raise StateError(
                 f"can't be opened: {text}", where=str(path), mend="keep the state elsewhere: --state-dir"

@@ -66,9 +66,7 @@ class Dataset:
         self.folder_ids: NDArray[np.int32] = np.asarray(columns.folders, np.int32)
         self.option_ids: NDArray[np.int32] = np.asarray(columns.options, np.int32)
         self.option_table: list[Options] = list(columns.option_table)
-        self.widths: NDArray[np.int32] = np.zeros(
-            len(columns.names), np.int32
-        )  # pixels, upright; 0: not probed
+        self.widths: NDArray[np.int32] = np.zeros(len(columns.names), np.int32)  # pixels, upright; 0: not probed
         self.heights: NDArray[np.int32] = np.zeros(len(columns.names), np.int32)
         self._names = columns.names
         self._caption_ids: NDArray[np.int32] = np.asarray(columns.captions, np.int32)
@@ -173,9 +171,7 @@ class Dataset:
     @property
     def num_empty_captions(self) -> int:
         """Images whose caption is meant to be empty (an empty sidecar)."""
-        empty = [
-            i for i, c in enumerate(self._captions) if not (c if isinstance(c, str) else c.text or c.tags)
-        ]
+        empty = [i for i, c in enumerate(self._captions) if not (c if isinstance(c, str) else c.text or c.tags)]
         named = ~np.isin(np.arange(len(self)), np.fromiter(self._blocked, np.int64, len(self._blocked)))
         return int((np.isin(self._caption_ids, empty) & named).sum())
 
@@ -281,17 +277,13 @@ def _places(root: Any) -> list[Path]:
     if isinstance(root, Mapping):
         kind, known = root.get("resolver"), {"resolver", "path", "resolvers"}
         if unknown := set(root) - known:
-            raise UsageError(
-                f"data root: unknown key {sorted(unknown)[0]!r}", mend="known: resolver, path, resolvers"
-            )
+            raise UsageError(f"data root: unknown key {sorted(unknown)[0]!r}", mend="known: resolver, path, resolvers")
         if kind == "multi" and isinstance(root.get("resolvers"), Sequence):
             return _places(root["resolvers"])
         if kind in ("directory", "json") and isinstance(root.get("path"), str | os.PathLike):
             (place,) = _places(root["path"])
             if place.is_dir() != (kind == "directory"):
-                raise UsageError(
-                    f"data root: {place} is no {'folder' if kind == 'directory' else 'manifest'}"
-                )
+                raise UsageError(f"data root: {place} is no {'folder' if kind == 'directory' else 'manifest'}")
             return [place]
         raise UsageError(
             "data root: a mapping needs a resolver and what it reads",
@@ -310,9 +302,7 @@ def _probe_sizes(
 ) -> None:
     """Every image's upright size into the columns; an unreadable one becomes an error of the dataset."""
     folders, names = dataset._folder_paths, dataset._names
-    paths = [
-        os.path.join(folders[f], name) for f, name in zip(dataset.folder_ids.tolist(), names, strict=True)
-    ]
+    paths = [os.path.join(folders[f], name) for f, name in zip(dataset.folder_ids.tolist(), names, strict=True)]
     known: dict[Path, object] = {}
     by_path: dict[Path, tuple[int, int]] = {}
     keyed: list[Path] = []

@@ -1,11 +1,11 @@
 """Every error edkit raises on purpose, and the one-line `Problem` that checks collect.
 
-    EdkitError            exit status 1
-    ├── UsageError        2: the command was called wrongly
-    ├── BadInput          1: a file, table or setting from outside is wrong
-    ├── MissingExtra      1: a package of an optional extra is not installed
-    ├── StateError        1: the databases, the journal or the lock
-    └── NoSpace           1: a disk or a memory is full
+EdkitError            exit status 1
+├── UsageError        2: the command was called wrongly
+├── BadInput          1: a file, table or setting from outside is wrong
+├── MissingExtra      1: a package of an optional extra is not installed
+├── StateError        1: the databases, the journal or the lock
+└── NoSpace           1: a disk or a memory is full
 """
 
 from __future__ import annotations

@@ -211,9 +211,7 @@ def _read(path: Path | str) -> bytes:
 
 
 @contextmanager
-def _opened(
-    source: Source, max_pixels: int, *, where: str | None = None
-) -> Iterator[tuple[Image.Image, BinaryIO]]:
+def _opened(source: Source, max_pixels: int, *, where: str | None = None) -> Iterator[tuple[Image.Image, BinaryIO]]:
     """Pillow's lazily opened image and the file below it; whatever goes wrong inside becomes BadInput."""
     from PIL import Image, UnidentifiedImageError
 
@@ -373,13 +371,7 @@ def _eight_bit(im: Image.Image) -> Image.Image:
     if im.mode == "F":
         full = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else top
     else:
-        full = (
-            65535.0
-            if im.mode.startswith("I;16") or 255.0 < top <= 65535.0
-            else 255.0
-            if top <= 255.0
-            else top
-        )
+        full = 65535.0 if im.mode.startswith("I;16") or 255.0 < top <= 65535.0 else 255.0 if top <= 255.0 else top
     return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8), mode=None)
 
 
@@ -424,9 +416,7 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
             position += 1 if marker == 0xFF else 2
             continue
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    corner = im.crop(
-        (im.width - 1 - (im.width - 1) % 8, im.height - 1 - (im.height - 1) % 8, im.width, im.height)
-    )
+    corner = im.crop((im.width - 1 - (im.width - 1) % 8, im.height - 1 - (im.height - 1) % 8, im.width, im.height))
     # what libjpeg makes up is one flat grey; only then is the second look worth its time
     if not all(low == high for low, high in _extrema(corner)):
         return None

@@ -169,16 +169,12 @@ def undo(
                 tree.pretend(settled.rows)
             else:
                 numbered = [*settled.rows, *folders]
-                operation = record(
-                    catalog, numbered, verb="undo", command=command, kind="undo", undoes=target
-                )
+                operation = record(catalog, numbered, verb="undo", command=command, kind="undo", undoes=target)
                 redo.carry_out(site, operation)
                 settled.after(site.rows("operation = ?", [operation]))
             by_seq = {row.seq: row for row in rows}
             left += [(_subject(by_seq[seq]), why) for seq, why in sorted(settled.skipped.items())]
-            steps += [
-                step_of(row) for row in settled.rows if row.kind != "mkdir" and row.step != redo.SKIPPED
-            ]
+            steps += [step_of(row) for row in settled.rows if row.kind != "mkdir" and row.step != redo.SKIPPED]
             num_done += settled.num_done
         return Undone(operations=targets, num_done=num_done, changes=steps, left=left)
 
@@ -230,9 +226,7 @@ class _Tree:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self._now_at: dict[
-            str, str | None
-        ] = {}  # would-be name -> where that content is today; None: nowhere
+        self._now_at: dict[str, str | None] = {}  # would-be name -> where that content is today; None: nowhere
         self._kept: dict[str, str] = {}  # would-be content of the trash
 
     def find(self, path: str) -> tuple[str, os.stat_result] | None:
@@ -346,9 +340,7 @@ def _by_name(
 def _refuse(row: Row, why: str, *, strict: bool, skipped: dict[int, str]) -> None:
     if strict:
         what = f"can't {'write' if row.kind == 'write' else 'move'} it: {why}"
-        raise BadInput(
-            what, where=row.src or row.dst, mend="nothing was changed; edkit never overwrites a file"
-        )
+        raise BadInput(what, where=row.src or row.dst, mend="nothing was changed; edkit never overwrites a file")
     skipped[row.seq] = why
 
 
@@ -379,9 +371,7 @@ def _check_source(row: Row, tree: _Tree, hashes: Mapping[str, str]) -> str:
 def _check_overwrite(row: Row, there: tuple[str, os.stat_result] | None) -> str | None:
     """Why a file can't be written over (None: it can; "": it says so already); notes the old content."""
     if row.before_sha256 is not None:  # an undo
-        before = Row(
-            seq=0, kind="", size=row.before_size, mtime_ns=row.before_mtime_ns, sha256=row.before_sha256
-        )
+        before = Row(seq=0, kind="", size=row.before_size, mtime_ns=row.before_mtime_ns, sha256=row.before_sha256)
         if there is None:
             return "it is gone"
         return None if matches(*there, before) else "it was changed since"
@@ -500,8 +490,7 @@ def _targets(catalog: Catalog, to: int | None) -> list[int]:
     with catalog.told():
         found = catalog.db.execute("SELECT id, kind, undone_by FROM operation ORDER BY id DESC").fetchall()
         standing = catalog.db.execute(
-            "SELECT DISTINCT operation FROM change "
-            f"WHERE step = {DONE} AND NOT undone AND operation > ? AND {TOLD}",
+            f"SELECT DISTINCT operation FROM change WHERE step = {DONE} AND NOT undone AND operation > ? AND {TOLD}",
             [to or 0],
         ).fetchall()
     applied = [(id, undone_by) for id, kind, undone_by in found if kind == "apply"]
@@ -509,9 +498,7 @@ def _targets(catalog: Catalog, to: int | None) -> list[int]:
         return [id for id, undone_by in applied if undone_by is None][:1]
     if to != 0 and all(id != to for id, _, _ in found):
         last = found[0][0] if found else 0
-        raise UsageError(
-            f"no operation {to} in the history (0 to {last})", mend="edkit history DIR lists them"
-        )
+        raise UsageError(f"no operation {to} in the history (0 to {last})", mend="edkit history DIR lists them")
     # what stood right after `to` and was undone later can't be brought back: undo only goes backwards
     lost = [id for id, undone_by in applied if id <= to and undone_by is not None and undone_by > to]
     if lost:
@@ -604,6 +591,4 @@ def _subject(row: Row) -> Path:
 
 def _must_write(catalog: Catalog) -> None:
     if not catalog.writable:
-        raise StateError(
-            "opened for reading: nothing can be changed", where=str(catalog.state_dir), mend="use dry_run"
-        )
+        raise StateError("opened for reading: nothing can be changed", where=str(catalog.state_dir), mend="use dry_run")

@@ -34,9 +34,7 @@ _MACHINE_TOKEN = re.compile(
 _DEVICE_TOKEN = re.compile(rf"(?:{_DEVICE})\d*")
 _LOOSE_TOKEN = re.compile(rf"(?:{_LOOSE})\d*")
 _DEVICE_NAME = re.compile(rf"_*(?:{_DEVICE})[ _.-]*\d*")
-_LOOSE_ALONE = re.compile(
-    r"images?|download|downloaded|unnamed|untitled|unknown|thumbnail|thumb|clipboard|received"
-)
+_LOOSE_ALONE = re.compile(r"images?|download|downloaded|unnamed|untitled|unknown|thumbnail|thumb|clipboard|received")
 _UUID = re.compile(r"\{?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\}?")
 _OWN_FORM = re.compile(r"([^_]*)_ ?\(\d+\)")  # how edkit itself numbers: `caption_(12)`
 

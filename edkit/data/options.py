@@ -285,9 +285,7 @@ class _Collector:
                 return Words(), NOTHING_SAID
             return self.mapping(node.value, nested + 1)
         if isinstance(node.value, list):
-            self.error(
-                "bad-value", node.where, "caption must be text, not a list", "use main_prompt and tags"
-            )
+            self.error("bad-value", node.where, "caption must be text, not a list", "use main_prompt and tags")
             return Words(), NOTHING_SAID
         text = one_line_text(node.raw)
         if os.path.splitext(text)[1].lower() in SIDECAR_SUFFIXES and self.folder is not None:  # noqa: PTH122
@@ -345,9 +343,7 @@ class _Collector:
     def weighted(self, node: _Node) -> Tag | None:
         items: dict[str, _Node] = node.value
         for key in items.keys() - {"tag", "weight"}:
-            self.error(
-                "unknown-key", items[key].where, f"unknown key {key!r} in a tag", "known keys: tag, weight"
-            )
+            self.error("unknown-key", items[key].where, f"unknown key {key!r} in a tag", "known keys: tag, weight")
         text = items.get("tag")
         if text is None or text.value is None or isinstance(text.value, list | dict) or not text.raw.strip():
             self.error("bad-value", node.where, "a weighted tag needs its text", "{tag: red hair, weight: 2}")
@@ -376,9 +372,7 @@ class _Collector:
         given = {key: readers[key](key, node) for key, node in items.items() if node.value is not None}
         return replace(NOTHING_SAID, **given) if given else NOTHING_SAID  # type: ignore[arg-type]
 
-    def number(
-        self, key: str, node: _Node, *, low: float = -math.inf, high: float = math.inf
-    ) -> Decimal | None:
+    def number(self, key: str, node: _Node, *, low: float = -math.inf, high: float = math.inf) -> Decimal | None:
         text = node.raw.strip() if isinstance(node.value, str | Decimal) else ""
         mend = "use a point, not a comma" if re.fullmatch(r"[+-]?\d*,\d+", text) else ""
         if not _PLAIN_NUMBER.fullmatch(text):

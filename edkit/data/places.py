@@ -61,6 +61,4 @@ class Places:
         text = os.fsdecode(key) if isinstance(key, bytes) else key
         if self.home is None or os.path.isabs(text):
             return os.path.normpath(text) if os.sep != "/" else text
-        return (
-            os.path.join(self.home, *text.split("/")) if os.sep != "/" else f"{self.home.rstrip('/')}/{text}"
-        )
+        return os.path.join(self.home, *text.split("/")) if os.sep != "/" else f"{self.home.rstrip('/')}/{text}"

@@ -370,9 +370,7 @@ class Plan:
             name = ds.key(int(rows[part[0]])).rpartition("/")[0]
             drawn = permutation(len(part), self.settings.seed, "fraction", name, str(multiply.normalize()))
             self._groups.append(
-                _Group(
-                    rows[part].astype(np.int64), whole, numerator, denominator, drawn if numerator else None
-                )
+                _Group(rows[part].astype(np.int64), whole, numerator, denominator, drawn if numerator else None)
             )
         if not self._groups:
             raise BadInput("no image is left to train on", where=str(ds.root))
@@ -411,9 +409,7 @@ class Plan:
         none = np.zeros(0, np.int64)
         if not len(index):
             blocks = none.reshape(0, size)
-            return _Own(
-                index=none, occurrence=none, full=blocks, full_key=none, fill=none, joined=blocks, left=none
-            )
+            return _Own(index=none, occurrence=none, full=blocks, full_key=none, fill=none, joined=blocks, left=none)
         order = permutation(len(index), s.seed, "order", epoch)
         full: list[_Ints] = []
         full_key: list[_Ints] = []

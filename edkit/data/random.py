@@ -53,9 +53,6 @@ def _digest(seed: int, purpose: str, items: tuple[Item, ...], size: int) -> byte
     # length-prefixed, so that ("ab", "c") and ("a", "bc") are different keys, and 1 is not "1"
     parts = [f"{seed}".encode(), purpose.encode()]
     parts += [
-        b"i%d" % item if isinstance(item, int) else b"s" + item.encode("utf-8", "surrogatepass")
-        for item in items
+        b"i%d" % item if isinstance(item, int) else b"s" + item.encode("utf-8", "surrogatepass") for item in items
     ]
-    return hashlib.blake2b(
-        b"".join(b"%d:%s" % (len(part), part) for part in parts), digest_size=size
-    ).digest()
+    return hashlib.blake2b(b"".join(b"%d:%s" % (len(part), part) for part in parts), digest_size=size).digest()

@@ -90,9 +90,7 @@ class _FolderWord:
 class Reader:
     """Gathers columns, problems and skipped files over all places of a data root."""
 
-    def __init__(
-        self, *, base: Options, fallback: str | None, cache: Cache | None, progress: Progress
-    ) -> None:
+    def __init__(self, *, base: Options, fallback: str | None, cache: Cache | None, progress: Progress) -> None:
         self.base, self.fallback, self.cache, self.progress = base, fallback, cache, progress
         self.columns = Columns()
         self.problems: list[Problem] = []
@@ -116,9 +114,7 @@ class Reader:
             self._note(listing)
         self._load_sidecars([listing for _, listing in listings])
         chains: dict[str, list[tuple[Said, str]]] = {}
-        with self.progress.task(
-            "reading captions", total=sum(len(one.images) for _, one in listings)
-        ) as advance:
+        with self.progress.task("reading captions", total=sum(len(one.images) for _, one in listings)) as advance:
             for key, listing in listings:
                 above = chains.get(key.rpartition("/")[0], []) if key else []
                 own = self._global(listing)
@@ -163,9 +159,7 @@ class Reader:
         self._warn_lost(listing.path, lost)
         self._warn_of_prose(listing.path, len(columns.names) - len(listing.images))
         if word.options.multiply == 0 and word.error is None:
-            self._warn(
-                "multiply-zero", listing.path, f"multiply is 0: its {len(listing.images)} images are left out"
-            )
+            self._warn("multiply-zero", listing.path, f"multiply is 0: its {len(listing.images)} images are left out")
         if self.cache is not None:
             for name in listing.images:
                 self.stats[os.path.join(listing.path, name)] = listing.stats[name]
@@ -243,9 +237,7 @@ class Reader:
         if self.fallback is not None:
             return self.fallback, False
         mend = "give it a .txt, rename it, or say --caption-fallback"
-        self._block(
-            row, Problem(level="error", code=code, where=os.path.join(folder, name), what=what, mend=mend)
-        )
+        self._block(row, Problem(level="error", code=code, where=os.path.join(folder, name), what=what, mend=mend))
         return "", True
 
     # -- folders
@@ -585,8 +577,7 @@ class Reader:
             self._warn(
                 "prose-shuffled",
                 folder,
-                f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose"
-                f" ({prose[0][:60]})",
+                f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose ({prose[0][:60]})",
                 "say caption_style: prose, or turn shuffle_tags off",
             )
 

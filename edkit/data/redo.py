@@ -117,9 +117,7 @@ class _Skip(Exception):
 def finish_unfinished(site: Site) -> list[int]:
     """Carry on with operations that a killed process left; their numbers."""
     with site.told():
-        found = site.db.execute(
-            f"SELECT id, verb FROM operation WHERE phase < {FINISHED} ORDER BY id"
-        ).fetchall()
+        found = site.db.execute(f"SELECT id, verb FROM operation WHERE phase < {FINISHED} ORDER BY id").fetchall()
     for operation, verb in found:
         site.progress.say(f"finishing operation {operation} ({verb}), which was interrupted")
         carry_out(site, operation)
@@ -162,9 +160,7 @@ def _mark_undone(db: sqlite3.Connection, operation: int, undoes: int | None) -> 
             f"(SELECT seq FROM change WHERE operation = ? AND step = {DONE})",
             [undoes, operation],
         )
-        db.execute(
-            "UPDATE operation SET undone_by = ? WHERE id = ? AND undone_by IS NULL", [operation, undoes]
-        )
+        db.execute("UPDATE operation SET undone_by = ? WHERE id = ? AND undone_by IS NULL", [operation, undoes])
 
 
 _PHASES = (
@@ -217,12 +213,8 @@ class _Worker:
         key = self.site.places.key
         with self.site.told(), transaction(self.site.db):
             self.site.db.executemany(
-                "UPDATE change SET step = ?, note = ?, dst = ?, size = ?, mtime_ns = ? "
-                "WHERE operation = ? AND seq = ?",
-                (
-                    (r.step, r.note, r.dst and key(r.dst), r.size, r.mtime_ns, self.operation, r.seq)
-                    for r in rows
-                ),
+                "UPDATE change SET step = ?, note = ?, dst = ?, size = ?, mtime_ns = ? WHERE operation = ? AND seq = ?",
+                ((r.step, r.note, r.dst and key(r.dst), r.size, r.mtime_ns, self.operation, r.seq) for r in rows),
             )
 
     def _sync(self) -> None:

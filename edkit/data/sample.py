@@ -94,9 +94,7 @@ class Sample:
     path: Path
     caption: Caption
     options: Options
-    sources: tuple[
-        Path, ...
-    ]  # the files that gave the caption, strongest first; the image itself for its name
+    sources: tuple[Path, ...]  # the files that gave the caption, strongest first; the image itself for its name
     width: int  # pixels, as seen upright; 0 where not probed
     height: int
 

@@ -81,10 +81,7 @@ def history(root: Path | Catalog, *, state_dir: Path | None = None) -> list[Oper
 def changes_of(root: Path | Catalog, operation: int, *, state_dir: Path | None = None) -> list[Step]:
     """What one operation of the history changed, in its order."""
     with opened(root, state_dir, write=False) as catalog:
-        return [
-            step_of(row)
-            for row in catalog.site().rows(f"operation = ? AND step = {DONE} AND {TOLD}", [operation])
-        ]
+        return [step_of(row) for row in catalog.site().rows(f"operation = ? AND step = {DONE} AND {TOLD}", [operation])]
 
 
 def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | None = None) -> Why:
@@ -127,8 +124,7 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
     sentences = [sentence for _, sentence in sorted(told, key=lambda item: item[0])]
     if not sentences:
         sentences = [
-            f"edkit did not fetch, move or write {file.name}"
-            + ("." if exists else ", and it does not exist.")
+            f"edkit did not fetch, move or write {file.name}" + ("." if exists else ", and it does not exist.")
         ]
     return Why(path=file, exists=exists, sentences=sentences, decisions=decisions, ledger=rows)
 

@@ -118,9 +118,7 @@ class FilteringResolver(AbstractResolver):
         """Let the threads go; those in a look-up end with it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _look_up(
-        self, host: str, port: int, family: socket.AddressFamily
-    ) -> list[ResolveResult] | OSError:
+    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult] | OSError:
         loop = asyncio.get_running_loop()
         try:
             infos = await loop.run_in_executor(

@@ -129,9 +129,7 @@ def import_coco(
                 total = local.run(found, progress)
                 counts, failed = local.counts, local.failed
                 if local.num_copied_instead:
-                    notes.append(
-                        f"{local.num_copied_instead:,} files were copied: {out} can't hold links to {images}"
-                    )
+                    notes.append(f"{local.num_copied_instead:,} files were copied: {out} can't hold links to {images}")
     return ImportedCoco(
         out=out,
         query=query,
@@ -170,9 +168,7 @@ def read_captions(
                     mend="it takes captions_*.json; --instances the other",
                 )
             texts.setdefault(note["image_id"], []).append((note.get("id", 0), note["caption"].strip()))
-        licences = {
-            entry["id"]: entry.get("url") or entry.get("name", "") for entry in data.get("licenses", [])
-        }
+        licences = {entry["id"]: entry.get("url") or entry.get("name", "") for entry in data.get("licenses", [])}
         funnel, found = Funnel(), []
         for row, image in enumerate(data["images"]):
             funnel.rows += 1
@@ -220,9 +216,7 @@ def images_showing(path: Path, categories: Sequence[str]) -> frozenset[int]:
                 hint = ", ".join(near or sorted(ids)[:8])
                 raise UsageError(f"--category {name}: not in {path.name}; there is {hint}")
             wanted.add(ids[name.casefold()])
-        return frozenset(
-            note["image_id"] for note in data["annotations"] if note.get("category_id") in wanted
-        )
+        return frozenset(note["image_id"] for note in data["annotations"] if note.get("category_id") in wanted)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"not as COCO writes it: {error}", where=str(path)) from error
 

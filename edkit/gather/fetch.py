@@ -332,9 +332,7 @@ class Fetcher:
         while True:
             address = _address(trail.url, allow_private=self._settings.allow_private)
             if trail.url in visited or len(visited) > _MAX_HOPS:
-                raise _Failed(
-                    "redirects", "in a circle" if trail.url in visited else f"over {_MAX_HOPS} times"
-                )
+                raise _Failed("redirects", "in a circle" if trail.url in visited else f"over {_MAX_HOPS} times")
             visited.add(trail.url)
             async with self._session.get(address, allow_redirects=False) as response:
                 trail.status = response.status
@@ -506,9 +504,7 @@ def _retry_after(text: str) -> float:
 # ---- the image, in the pool
 
 
-def _check(
-    one: _Try, trail: _Trail, body: _Body, encoding: str, content_type: str, settings: FetchSettings
-) -> Fetched:
+def _check(one: _Try, trail: _Trail, body: _Body, encoding: str, content_type: str, settings: FetchSettings) -> Fetched:
     """Decode, judge, and write a good image to the staging folder."""
     data = _unpacked(body.bytes(), encoding, settings.max_bytes)
     if not data:

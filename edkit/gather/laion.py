@@ -125,9 +125,7 @@ def _number_filter(filters: Filters, funnel: Funnel) -> Callable[[Mapping[str, F
             if filters.min_size:
                 require(unknown | (short >= filters.min_size), f"--min-size {filters.min_size}")
             if filters.max_aspect is not None:
-                require(
-                    unknown | (long <= short * filters.max_aspect), f"--max-aspect {filters.max_aspect:g}"
-                )
+                require(unknown | (long <= short * filters.max_aspect), f"--max-aspect {filters.max_aspect:g}")
         for role, (option, limit, at_least) in scores.items():
             why = f"{option} {limit:g}"
             values = columns[role]

@@ -38,9 +38,7 @@ class Placed:
 class Placer:
     """Holds a folder's names and staging for one run of one query; the catalog must be open for writing."""
 
-    def __init__(
-        self, catalog: Catalog, out: Path, *, query: str, captions: Captions, options: str = ""
-    ) -> None:
+    def __init__(self, catalog: Catalog, out: Path, *, query: str, captions: Captions, options: str = "") -> None:
         self.catalog, self.out, self.query, self.captions = catalog, out, query, captions
         self.options = options  # id of the fetch options, beside each row
         self.staging = out / INCOMING
@@ -73,9 +71,7 @@ class Placer:
 
     # ---- a batch
 
-    def place(
-        self, good: Sequence[tuple[Candidate, Fetched]], failed: Sequence[tuple[Candidate, Fetched]]
-    ) -> Placed:
+    def place(self, good: Sequence[tuple[Candidate, Fetched]], failed: Sequence[tuple[Candidate, Fetched]]) -> Placed:
         """Give the good files, in this order, their names; record them and the failed ones."""
         rows = [self._row(candidate, fetched, code=fetched.code) for candidate, fetched in failed]
         kept: list[tuple[LedgerRow, Path, Fetched]] = []
@@ -115,9 +111,7 @@ class Placer:
             return
         values = {k: v for k, v in asdict(fetched).items() if k not in ("ticket", "staged")}
         part = self.staging / f"{name}.json.part"
-        part.write_text(
-            json.dumps({"query": self.query, "options": self.options, **values}), encoding="utf-8"
-        )
+        part.write_text(json.dumps({"query": self.query, "options": self.options, **values}), encoding="utf-8")
         part.replace(self.staging / f"{name}.json")
         self._noted.add(name)
 

@@ -194,9 +194,7 @@ def _query_id(
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _list_matches(
-    found: Iterable[list[Candidate]], limit: int | None, progress: Progress
-) -> tuple[Candidate, ...]:
+def _list_matches(found: Iterable[list[Candidate]], limit: int | None, progress: Progress) -> tuple[Candidate, ...]:
     matches: list[Candidate] = []
     with progress.task("searching", unit="matches") as advance:
         for some in found:

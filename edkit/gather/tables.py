@@ -100,9 +100,7 @@ def locate(tables: Sequence[Path | str]) -> list[Path]:
     for name in tables:
         text, path = str(name), Path(name)
         if "://" in text or text.startswith(("hf:", "s3:")):
-            raise UsageError(
-                f"{text}: tables are read from disks for now", mend="download the Parquet files first"
-            )
+            raise UsageError(f"{text}: tables are read from disks for now", mend="download the Parquet files first")
         if path.is_dir():
             inside = [p for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file()]
             files = sorted(p for p in inside if not any(c.startswith(".") for c in p.relative_to(path).parts))
@@ -114,9 +112,7 @@ def locate(tables: Sequence[Path | str]) -> list[Path]:
             matches = glob.glob(text, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
             files = sorted(p for p in map(Path, matches) if p.is_file())
             if not files:
-                raise UsageError(
-                    f"{text}: no such table (a file, a folder or a pattern like 'laion/*.parquet')"
-                )
+                raise UsageError(f"{text}: no such table (a file, a folder or a pattern like 'laion/*.parquet')")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -142,9 +138,7 @@ def open_table(path: Path, *, columns: Mapping[str, str] | None = None) -> Table
             kinds = {field.name: _is_text(field.type) for field in schema}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"can't be read as {kind}: {error}", where=str(path)) from error
-    return Table(
-        path=path, kind=kind, names=names, columns=_roles(path, names, kinds, header, columns), header=header
-    )
+    return Table(path=path, kind=kind, names=names, columns=_roles(path, names, kinds, header, columns), header=header)
 
 
 def scan(
@@ -195,9 +189,7 @@ def _roles(
             raise UsageError(f"--columns: no such role {role!r}; the roles are {', '.join(SPELLINGS)}")
         exact = name if name in names else lower.get(name.lower())
         if exact is None:
-            raise BadInput(
-                f"no column {name!r} (for the {role}); its columns are {', '.join(names)}", where=str(path)
-            )
+            raise BadInput(f"no column {name!r} (for the {role}); its columns are {', '.join(names)}", where=str(path))
         found[role] = exact
     return found
 
@@ -235,9 +227,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return bool(
-        pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    )
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _first_line(path: Path) -> str:
@@ -400,9 +390,7 @@ def _floats(column: pa.Array) -> Floats:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         text = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
         for word, value in _NSFW_WORDS.items():
-            text = pc.if_else(
-                pc.equal(pc.utf8_upper(text), word), pa.scalar(str(value), pa.large_string()), text
-            )
+            text = pc.if_else(pc.equal(pc.utf8_upper(text), word), pa.scalar(str(value), pa.large_string()), text)
         is_number = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
         column = pc.if_else(is_number, text, pa.scalar(None, pa.large_string()))
     values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -101,9 +101,7 @@ def load_head(spec: str, *, dim: int, clip: str = "") -> Head:
             raise UsageError("no such head", where=spec, mend="v1, v2, a path, or hf://owner/repository/file")
     weight, bias = fold(_state(path), where=spec)
     if len(weight) != dim:
-        raise BadInput(
-            f"the head takes {len(weight)} numbers an image, {clip or 'the model'} gives {dim}", where=spec
-        )
+        raise BadInput(f"the head takes {len(weight)} numbers an image, {clip or 'the model'} gives {dim}", where=spec)
     name = spec if spec in PUBLISHED or spec.startswith("hf://") else path.name
     return Head(name=name, weight=weight, bias=bias)
 
@@ -113,9 +111,7 @@ def made_for(spec: str, dim: int) -> str | None:
     return next((head.clip for head in PUBLISHED.get(spec, ()) if head.dim == dim), None)
 
 
-def fold(
-    state: Mapping[str, NDArray[np.float64]], *, where: str | None = None
-) -> tuple[NDArray[np.float64], float]:
+def fold(state: Mapping[str, NDArray[np.float64]], *, where: str | None = None) -> tuple[NDArray[np.float64], float]:
     """A chain of linear layers as one vector (dim,) and a bias.
 
     Raises BadInput where the tensors are no such chain ending in one number.
@@ -180,16 +176,12 @@ def _from_hub(spec: str) -> Path:
     location, _, revision = spec.removeprefix("hf://").partition("@")
     parts = location.split("/")
     if len(parts) < 3 or not all(parts):
-        raise UsageError(
-            "no file of a hub repository", where=spec, mend="hf://owner/repository/file[@revision]"
-        )
+        raise UsageError("no file of a hub repository", where=spec, mend="hf://owner/repository/file[@revision]")
     try:
         return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision or None))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(
-            f"can't be fetched: {first}", where=spec, mend="go online once, or --head PATH"
-        ) from error
+        raise BadInput(f"can't be fetched: {first}", where=spec, mend="go online once, or --head PATH") from error
 
 
 def _published(spec: str, head: Published) -> Path:

@@ -48,9 +48,7 @@ class Weights:
         return int(self.config["embed_dim"])
 
 
-def resolve(
-    clip: str = DEFAULT_CLIP, pretrained: str | None = None, *, progress: Progress = SILENT
-) -> Weights:
+def resolve(clip: str = DEFAULT_CLIP, pretrained: str | None = None, *, progress: Progress = SILENT) -> Weights:
     """Find a CLIP model and its weights (fetched from the hub where needed) without loading them.
 
     `clip`: an open_clip name, the path of an open_clip model config (.json), or a folder with
@@ -107,9 +105,7 @@ def _register(open_clip: Any, path: Path) -> str:
 
 def _from_folder(folder: Path, pretrained: str | None) -> Weights:
     if pretrained is not None:
-        raise UsageError(
-            "a model folder brings its own weights", where=str(folder), mend="leave out --pretrained"
-        )
+        raise UsageError("a model folder brings its own weights", where=str(folder), mend="leave out --pretrained")
     file = folder / "open_clip_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
@@ -199,9 +195,7 @@ class Encoder:
         sha = catalog.content_ids([self.weights.path])[self.weights.path]
         if isinstance(sha, Unreadable):
             raise BadInput(f"can't be read: {sha}", where=str(self.weights.path))
-        shape = hashlib.sha256(
-            json.dumps(self.weights.config, sort_keys=True, default=str).encode()
-        ).hexdigest()
+        shape = hashlib.sha256(json.dumps(self.weights.config, sort_keys=True, default=str).encode()).hexdigest()
         return f"embedding:{self.weights.label}:{shape[:8]}:{sha[:16]}/{_VERSION}"
 
     def embeddings(
@@ -270,12 +264,8 @@ class Encoder:
                     for following in batches[number + len(ahead) : number + 2]:
                         ahead.append([pool.submit(self._prepared, path) for _, path in following])  # noqa: PERF401
                     prepared = [future.result() for future in ahead.pop(0)]
-                    good = [
-                        (id, x) for (id, _), x in zip(batch, prepared, strict=True) if not isinstance(x, str)
-                    ]
-                    yield from (
-                        (id, x) for (id, _), x in zip(batch, prepared, strict=True) if isinstance(x, str)
-                    )
+                    good = [(id, x) for (id, _), x in zip(batch, prepared, strict=True) if not isinstance(x, str)]
+                    yield from ((id, x) for (id, _), x in zip(batch, prepared, strict=True) if isinstance(x, str))
                     if good:
                         vectors = self._encode([x for _, x in good])
                         yield from ((id, row.tobytes()) for (id, _), row in zip(good, vectors, strict=True))

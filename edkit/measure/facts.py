@@ -87,9 +87,7 @@ def _perhaps_cut(data: bytes, format: str, im: Image.Image) -> bool:
     if format == "JPEG":
         # libjpeg repeats the last block it has: a picture that ends in one flat colour may be cut
         corner = im.crop((max(0, im.width - 4), max(0, im.height - 2), im.width, im.height))
-        return (
-            data[-2:] != b"\xff\xd9" or len(set(np.asarray(corner).reshape(-1, 3).max(axis=1).tolist())) == 1
-        )
+        return data[-2:] != b"\xff\xd9" or len(set(np.asarray(corner).reshape(-1, 3).max(axis=1).tolist())) == 1
     if format == "PNG":
         return b"IEND" not in data[-64:]
     return format in ("GIF", "WEBP")  # their own check needs no second decode worth saving
@@ -135,9 +133,7 @@ _ROWS = (
     _number("megapixels", "MP", "0..", lambda v: v.header.width * v.header.height / 1e6, "number of pixels"),
     _number("orientation", "", "1..8", lambda v: v.header.orientation, "EXIF orientation; 1 is upright"),
     _word("mode", "RGB, L, CMYK, P, ...", lambda v: v.header.mode, "kind of pixels as stored"),
-    _number(
-        "sharpness", "", "0..1", lambda v: quality.sharpness(v.scaled_gray), "fine detail where sharpest"
-    ),
+    _number("sharpness", "", "0..1", lambda v: quality.sharpness(v.scaled_gray), "fine detail where sharpest"),
     _number("brightness", "", "0..1", lambda v: quality.brightness(v.shares), "mean grey, 0 is black"),
     _number("contrast", "", "0..1", lambda v: quality.contrast(v.shares), "spread of grey, 0 is blank"),
     _number("saturation", "", "0..1", lambda v: quality.saturation(v.small), "colourfulness, 0 is greyscale"),
@@ -181,9 +177,7 @@ class Outcome:
     unreadable: str | None = None  # the file couldn't be read this time
 
 
-def measure_file(
-    path: Path | str, names: Iterable[str], *, max_pixels: int = image.DEFAULT_MAX_PIXELS
-) -> Outcome:
+def measure_file(path: Path | str, names: Iterable[str], *, max_pixels: int = image.DEFAULT_MAX_PIXELS) -> Outcome:
     """The named facts of one file, by one read and at most one decode; never raises over the file."""
     try:
         data = Path(path).read_bytes()

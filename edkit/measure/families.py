@@ -58,9 +58,7 @@ def family(name: str | Path) -> Family:
     folder = Path(name)
     if (folder / "model_index.json").is_file():
         return _read(folder)
-    raise UsageError(
-        f"no model family is called {str(name)!r}", where="--for", mend=nearest(str(name), FAMILIES)
-    )
+    raise UsageError(f"no model family is called {str(name)!r}", where="--for", mend=nearest(str(name), FAMILIES))
 
 
 def _read(folder: Path) -> Family:
@@ -146,9 +144,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     spec = find_spec("open_clip")  # found, not imported: that would load torch
     if spec is None or spec.origin is None:
         raise MissingExtra("clip", "open_clip_torch")
-    text = gzip.decompress(Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode(
-        "utf-8"
-    )
+    text = gzip.decompress(Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8")
     merges = [(a, b) for a, b in (line.split() for line in text.split("\n")[1 : 49152 - 256 - 2 + 1])]
     letters = _byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]

@@ -96,11 +96,7 @@ def _outcomes(
     num_workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // _CHUNK))
     with progress.task("measuring", total=len(jobs)) as advance:
         alone = num_workers == 1 or (workers is None and len(jobs) < _FEW)
-        found = (
-            _here(jobs, names, max_pixels)
-            if alone
-            else _spread(jobs, names, num_workers, max_pixels, progress)
-        )
+        found = _here(jobs, names, max_pixels) if alone else _spread(jobs, names, num_workers, max_pixels, progress)
         for done in found:
             advance(1)
             yield done

@@ -54,9 +54,7 @@ def matches_within(left: Hashes, right: Hashes, radius: int) -> Pairs:
     if not 0 <= radius <= BITS:
         raise ValueError(f"radius {radius} is not in 0..{BITS}")
     num_chunks = _best_num_chunks(len(left), len(right), radius)
-    candidates = (
-        _all(len(left), len(right)) if num_chunks == 0 else _agreeing(left, right, radius, num_chunks)
-    )
+    candidates = _all(len(left), len(right)) if num_chunks == 0 else _agreeing(left, right, radius, num_chunks)
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for i, j in candidates:
         near = np.bitwise_count(left[i] ^ right[j]) <= radius
@@ -105,9 +103,7 @@ def _best_num_chunks(num_left: int, num_right: int, radius: int) -> int:
     return min(costs, key=lambda m: costs[m])
 
 
-def _agreeing(
-    left: Hashes, right: Hashes, radius: int, num_chunks: int
-) -> Iterator[tuple[Positions, Positions]]:
+def _agreeing(left: Hashes, right: Hashes, radius: int, num_chunks: int) -> Iterator[tuple[Positions, Positions]]:
     """Blocks of pairs that nearly agree in a chunk; a pair may come several times."""
     for low, width, bits in _chunks(radius, num_chunks):
         cut = np.uint64((1 << width) - 1)

@@ -115,7 +115,8 @@ def _with_dark_rim(pixels: Floats, mask: Mask) -> Mask:
     luma = pixels @ np.asarray((0.299, 0.587, 0.114), np.float32)
     border = np.concatenate([luma[:3].ravel(), luma[-3:].ravel(), luma[:, :3].ravel(), luma[:, -3:].ravel()])
     dark = luma < _DARK * np.median(border)
-    return mask | (dark & (_spread_maximum(mask.astype(np.float32), 2) > 0))
+    near = _spread_maximum(mask.astype(np.float32), 2) > 0
+    return np.asarray(mask | (dark & near), np.bool_)
 
 
 def _closed(mask: Mask) -> Mask:

@@ -61,7 +61,7 @@ SCHEDULER = {
 }
 TRAIN = {
     "batch_size": 32,
-    "max_steps": 7000,
+    "max_steps": 4500,
     "lr": 1.5e-3,
     "text_encoder_lr": 1e-3,
     "train_text_encoder": True,

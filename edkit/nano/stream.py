@@ -37,7 +37,7 @@ def _ground(rng: np.random.Generator, size: int) -> Floats:
         weight = np.clip(along, 0.0, 1.0)
     else:
         weight = np.clip(0.5 + 2.0 * np.sin(2.0 * np.pi * along * rng.uniform(2.0, 9.0)), 0.0, 1.0)
-    return (first + (second - first) * weight[..., None]).astype(np.float32)
+    return np.asarray(first + (second - first) * weight[..., None], np.float32)
 
 
 def _colour(rng: np.random.Generator) -> Floats:
@@ -116,4 +116,4 @@ def _paint(rng: np.random.Generator, centre: Point, size: int) -> Floats:
     else:
         weight = np.clip(0.5 + 0.5 * world.noise_field(rng, size, int(rng.integers(4, 32))), 0.0, 1.0)
     speckle = 1.0 + 0.05 * world.noise_field(rng, size, 24)[..., None]
-    return ((first + (second - first) * weight[..., None]) * speckle).astype(np.float32)
+    return np.asarray((first + (second - first) * weight[..., None]) * speckle, np.float32)

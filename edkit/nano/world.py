@@ -273,7 +273,7 @@ def _along(centre: Point, turn: float, across: float, down: float) -> Point:
 def _half_plane(centre: Point, turn: float, side: float, size: int) -> Floats:
     across, down = _grid(size)
     distance = ((across - centre[0]) * np.cos(turn) + (down - centre[1]) * np.sin(turn)) * side
-    return np.clip(distance * size + 0.5, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(distance * size + 0.5, 0.0, 1.0), np.float32)
 
 
 # --- outlines ---------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def noise_field(rng: np.random.Generator, size: int, cells: int, tall: int | Non
 def _grid(size: int) -> tuple[Floats, Floats]:
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     down, across = np.meshgrid(axis, axis, indexing="ij")
-    return across, down
+    return np.asarray(across, np.float32), np.asarray(down, np.float32)
 
 
 def _tinted(base: RGB, rng: np.random.Generator, light: Floats) -> Floats:
@@ -371,13 +371,13 @@ def _brick(rng: np.random.Generator, size: int) -> Floats:
     mortar = np.maximum(_line(y % 1.0, 0.12, soft), _line(x % 1.0, 0.06, soft / 2.0))
     shade = rng.normal(0.0, 7.0, (9, 7)).astype(np.float32)[np.floor(y).astype(int), np.floor(x).astype(int)]
     wall = _tinted((146, 108, 98), rng, (shade + 3.0 * noise_field(rng, size, 30)).astype(np.float32))
-    return (wall + mortar[..., None] * (np.asarray((176, 170, 164), np.float32) - wall)).astype(np.float32)
+    return np.asarray(wall + mortar[..., None] * (np.asarray((176, 170, 164), np.float32) - wall), np.float32)
 
 
 def _line(phase: Floats, width: float, soft: float) -> Floats:
     """A line of the given width around phase 0 (of 1), with soft edges."""
     distance = np.minimum(phase, 1.0 - phase)
-    return np.clip((width / 2.0 - distance) / soft + 0.5, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip((width / 2.0 - distance) / soft + 0.5, 0.0, 1.0), np.float32)
 
 
 def _wood(rng: np.random.Generator, size: int) -> Floats:

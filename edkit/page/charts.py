@@ -56,12 +56,8 @@ def bars(
                 tag("text", said, x=f"{width:.3f}%", y=y + _BAR - 3, dx=7, class_="value"),
             )
         )
-    summary = "; ".join(
-        f"{label} {value:,.{digits}f}" for (label, _), value in zip(rows, values, strict=True)
-    )
-    plot = _plot(
-        parts, height=height, left=_left(label for label, _ in rows), right=56, says=f"{title}: {summary}"
-    )
+    summary = "; ".join(f"{label} {value:,.{digits}f}" for (label, _), value in zip(rows, values, strict=True))
+    plot = _plot(parts, height=height, left=_left(label for label, _ in rows), right=56, says=f"{title}: {summary}")
     return _figure(title, plot, across=unit, left=_left(label for label, _ in rows), right=56)
 
 
@@ -144,10 +140,7 @@ def lines(
         looks.append((one.name, f"stroke {look}"))
         paths = []
         for run in _runs(one.points):
-            at = [
-                (1000 * (x - left) / (right - left), 1000 * (top - y) / (top - bottom))
-                for x, y in _thinned(run)
-            ]
+            at = [(1000 * (x - left) / (right - left), 1000 * (top - y) / (top - bottom)) for x, y in _thinned(run)]
             if len(at) == 1:
                 at = [(at[0][0] - 2, at[0][1]), (at[0][0] + 2, at[0][1])]
             paths.append("M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in at))
@@ -179,10 +172,7 @@ def lines(
 def smoothed(points: Sequence[tuple[float, float]], width: int) -> list[tuple[float, float]]:
     """Means of `width` neighbours, each at its middle; fewer points than that have none."""
     sums = [0.0, *itertools.accumulate(value for _, value in points)]
-    return [
-        (points[i + width // 2][0], (sums[i + width] - sums[i]) / width)
-        for i in range(len(points) - width + 1)
-    ]
+    return [(points[i + width // 2][0], (sums[i + width] - sums[i]) / width) for i in range(len(points) - width + 1)]
 
 
 def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:

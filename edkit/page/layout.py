@@ -91,14 +91,10 @@ def key_figures(figures: Sequence[Figure]) -> Html:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> Html:
     """A table; columns that hold only numbers stand right, integers with thousands separators."""
-    numeric = [
-        bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))
-    ]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     side = ["num" if right else None for right in numeric]
     head = tag("tr", *(tag("th", name, scope="col", class_=side[i]) for i, name in enumerate(columns)))
-    body = [
-        tag("tr", *(tag("td", _cell(cell), class_=side[i]) for i, cell in enumerate(row))) for row in rows
-    ]
+    body = [tag("tr", *(tag("td", _cell(cell), class_=side[i]) for i, cell in enumerate(row))) for row in rows]
     inner = tag("table", tag("caption", caption) if caption else "", tag("thead", head), tag("tbody", *body))
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption or "Table")
 

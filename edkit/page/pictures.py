@@ -96,9 +96,7 @@ def _list(kind: str, cards: Sequence[Html], *, box: int, at_first: int | None) -
 
     if at_first is None or len(cards) <= at_first:
         return drawn(cards)
-    return join(
-        [drawn(cards[:at_first]), fold(f"The other {len(cards) - at_first}", drawn(cards[at_first:]))]
-    )
+    return join([drawn(cards[:at_first]), fold(f"The other {len(cards) - at_first}", drawn(cards[at_first:]))])
 
 
 def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:

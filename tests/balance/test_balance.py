@@ -75,18 +75,14 @@ def test_per_epoch_25_of_1000_is_exactly_0_025() -> None:
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(num_images=st.integers(1, 200_000), picks=st.integers(0, 5000))
-def test_whole_picks_come_out_whole_in_the_first_and_the_thousandth_epoch(
-    num_images: int, picks: int
-) -> None:
+def test_whole_picks_come_out_whole_in_the_first_and_the_thousandth_epoch(num_images: int, picks: int) -> None:
     multiply = multiply_for(Fraction(picks), num_images)
     for epoch in (0, 1, 2, 9, 99, 500, 999):
         assert picks_of(num_images, multiply, epoch) == picks
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(
-    num_images=st.integers(1, 10_000), picks=st.fractions(min_value=0, max_value=500, max_denominator=1000)
-)
+@given(num_images=st.integers(1, 10_000), picks=st.fractions(min_value=0, max_value=500, max_denominator=1000))
 def test_a_rounded_multiply_is_never_too_low_and_hardly_too_high(num_images: int, picks: Fraction) -> None:
     got = Fraction(multiply_for(picks, num_images)) * num_images
     assert 0 <= got - picks < Fraction(1, 1000)
@@ -98,9 +94,7 @@ def test_a_share_is_of_the_whole_epoch() -> None:
 
 
 def test_two_shares_are_met_together() -> None:
-    found = propose(
-        folders(train=60, faces=100, places=100), wish(share={"faces": "0.3", "places": "0.1"})
-    ).folders
+    found = propose(folders(train=60, faces=100, places=100), wish(share={"faces": "0.3", "places": "0.1"})).folders
     by_name = {f.path: f.picks for f in found}
     assert by_name["faces"] == 30
     assert by_name["places"] == 10
@@ -135,8 +129,7 @@ def test_equalize_leaves_a_folder_that_another_option_names() -> None:
 
 def test_equalize_warns_where_it_raises_steeply_and_takes_a_hint() -> None:
     assert any(
-        "--ground-truth pool" in note
-        for note in propose(folders(anna=50, pool=1000), wish(equalize=True)).notes
+        "--ground-truth pool" in note for note in propose(folders(anna=50, pool=1000), wish(equalize=True)).notes
     )
     found = propose(folders(anna=50, ben=25, pool=1000), wish(equalize=True, ground_truth=("pool",))).folders
     assert multiplies(found) == {"anna": "1", "ben": "2", "pool": "1"}
@@ -193,8 +186,7 @@ def test_every_number_is_explained() -> None:
     pool = Folder(path="pool", num_images=1000, multiply=Decimal("0.025"))
     total = train.picks + pool.picks
     assert (
-        sentence(train, total)
-        == "train: 50 images × 1 = 50 picks in every epoch, 66.7% of the epoch; each image once"
+        sentence(train, total) == "train: 50 images × 1 = 50 picks in every epoch, 66.7% of the epoch; each image once"
     )
     assert sentence(pool, total) == (
         "pool: 1,000 images × 0.025 = 25 picks in every epoch, 33.3% of the epoch; "
@@ -202,10 +194,7 @@ def test_every_number_is_explained() -> None:
     )
     out = Folder(path="out", num_images=3, multiply=Decimal(0))
     assert sentence(out, total) == "out: 3 images × 0: left out of training"
-    assert (
-        how_many(Folder(path="x", num_images=10, multiply=Decimal("0.05")))
-        == "1 pick in about every 2 epochs"
-    )
+    assert how_many(Folder(path="x", num_images=10, multiply=Decimal("0.05"))) == "1 pick in about every 2 epochs"
     assert math.isclose(float(Folder(path="x", num_images=3, multiply=Decimal("2.5")).picks), 7.5)
 
 
@@ -292,9 +281,7 @@ def test_a_bad_multiply_txt_is_told_and_can_be_written_over(photos: Path) -> Non
     assert written(photos) == {"train/anna/multiply.txt": "1\n"}
 
 
-def test_a_folder_may_be_named_from_where_the_user_stands(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_may_be_named_from_where_the_user_stands(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     balance(Path(photos.name), set={f"{photos.name}/train": 2})
     assert written(photos) == {"train/anna/multiply.txt": "2\n"}

@@ -57,9 +57,7 @@ class Root:
     def captions(self) -> dict[bytes, str]:
         """Caption (with its tags) by the image's bytes, so that it can be followed through a rename."""
         return {
-            sample.path.read_bytes(): ", ".join(
-                [sample.caption.text, *(tag.text for tag in sample.caption.tags)]
-            )
+            sample.path.read_bytes(): ", ".join([sample.caption.text, *(tag.text for tag in sample.caption.tags)])
             for sample in read(self.path, sizes=False)
         }
 
@@ -126,9 +124,7 @@ def test_a_stray_sidecar_never_becomes_an_images_caption(root: Root) -> None:
 
 
 def test_sidecars_that_agree_follow_and_those_that_do_not_are_set_aside(root: Root) -> None:
-    root.put("a.png", "b.png", "c.png").text("a.txt", "person").text("b.caption", "a man").text(
-        "c.json", "{}"
-    )
+    root.put("a.png", "b.png", "c.png").text("a.txt", "person").text("b.caption", "a man").text("c.json", "{}")
     before = root.tree()
     result = rename_captions(root.path, caption="person")
     assert root.names() == [
@@ -146,9 +142,7 @@ def test_sidecars_that_agree_follow_and_those_that_do_not_are_set_aside(root: Ro
 
 def test_a_yaml_that_says_otherwise_keeps_its_options(root: Root) -> None:
     root.put("a.png", "b.png", "person_(7).png")
-    root.text(
-        "a.yaml", "main_prompt: a man\ntags: [tall, {tag: old, weight: 2}]\nmultiply: 0.025\nflip_p: 0.5\n"
-    )
+    root.text("a.yaml", "main_prompt: a man\ntags: [tall, {tag: old, weight: 2}]\nmultiply: 0.025\nflip_p: 0.5\n")
     root.text("b.yaml", "main_prompt: a man\n").text(
         "person_(7).yaml", "caption: {main_prompt: x, batch_id: '007', shuffle_tags: true}\n"
     )
@@ -304,9 +298,7 @@ def test_cascade_tags_alone_need_no_sidecars(root: Root) -> None:
 
 
 def test_a_yaml_that_names_a_caption_file_still_finds_it(root: Root) -> None:
-    root.put("a.png", "b.png").text("a.txt", "a long walk").text(
-        "b.yaml", "caption: a.txt  # shared\nmultiply: 3\n"
-    )
+    root.put("a.png", "b.png").text("a.txt", "a long walk").text("b.yaml", "caption: a.txt  # shared\nmultiply: 3\n")
     captions = root.captions()
     assert set(captions.values()) == {"a long walk"}
     rename_captions(root.path)
@@ -340,9 +332,7 @@ def test_wrong_usage(root: Root, options: dict[str, str], words: str) -> None:
         rename_captions(root.path / "nowhere")
 
 
-WORDS = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Co", "Cn")), min_size=1, max_size=150
-)
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Co", "Cn")), min_size=1, max_size=150)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -377,9 +367,7 @@ def test_coco_photos_with_captions_beside_them(tmp_path: Path, shared_data: Path
     assert found == by_size
     assert all(
         name.split("_(")[0].casefold()[:3] == found_caption.casefold()[:3]
-        for name, found_caption in (
-            (sample.path.name, sample.caption.text) for sample in read(folder, sizes=False)
-        )
+        for name, found_caption in ((sample.path.name, sample.caption.text) for sample in read(folder, sizes=False))
     )
 
 

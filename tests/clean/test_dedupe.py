@@ -20,18 +20,14 @@ Draw = Callable[..., Path]
 
 
 def left(root: Path) -> list[str]:
-    return sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".edkit" not in p.parts
-    )
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".edkit" not in p.parts)
 
 
 def groups(result: Deduped) -> list[tuple[str, list[str]]]:
     return [(group.kept.name, sorted(m.path.name for m in group.members)) for group in result.groups]
 
 
-def test_real_photos_resized_found_mirror_told_apart_corrupt_reported(
-    tmp_path: Path, shared_data: Path
-) -> None:
+def test_real_photos_resized_found_mirror_told_apart_corrupt_reported(tmp_path: Path, shared_data: Path) -> None:
     root = tmp_path / "duplicates"
     shutil.copytree(shared_data / "duplicates", root)
     result = dedupe(root)
@@ -77,9 +73,7 @@ def test_the_trashed_image_knows_why(tmp_path: Path, draw: Draw) -> None:
     dedupe(tmp_path)
     (decision,) = why(small).decisions
     assert decision.verb == "dedupe"
-    assert decision.reason == (
-        "near-duplicate of large.png, distance 0, large.png is larger (640x480 over 160x120)"
-    )
+    assert decision.reason == ("near-duplicate of large.png, distance 0, large.png is larger (640x480 over 160x120)")
     assert decision.facts == {"distance": 0.0, "kept": "large.png"}
 
 

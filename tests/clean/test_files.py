@@ -20,15 +20,11 @@ def tree(root: Path, *names: str) -> dict[str, Path]:
 
 
 def names(root: Path) -> set[str]:
-    return {
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".edkit" not in p.parts
-    }
+    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".edkit" not in p.parts}
 
 
 def test_lists_images_and_their_sidecars(tmp_path: Path) -> None:
-    at = tree(
-        tmp_path, "b.JPG", "a.png", "a.txt", "a.yaml", "sub/c.webp", ".hidden/d.jpg", ".e.jpg", "notes.md"
-    )
+    at = tree(tmp_path, "b.JPG", "a.png", "a.txt", "a.yaml", "sub/c.webp", ".hidden/d.jpg", ".e.jpg", "notes.md")
     found = list_images([tmp_path, tmp_path / "sub"])
     assert found.images == (at["a.png"], at["b.JPG"], at["sub/c.webp"])
     assert set(found.sidecars[at["a.png"]]) == {at["a.txt"], at["a.yaml"]}

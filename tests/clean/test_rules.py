@@ -93,6 +93,4 @@ def test_any_text_is_a_rule_or_a_usage_error(text: str) -> None:
 def test_the_reason_names_the_values_and_the_rule() -> None:
     rule = parse("sharpness  >= 0.2 and width > 100")
     assert rule.names == ("sharpness", "width")
-    assert rule.because(FACTS) == (
-        "sharpness is 0.12, width is 640; the rule is sharpness >= 0.2 and width > 100"
-    )
+    assert rule.because(FACTS) == ("sharpness is 0.12, width is 640; the rule is sharpness >= 0.2 and width > 100")

@@ -44,9 +44,7 @@ def test_history_lists_and_undo_reverts(root: Path) -> None:
     assert say("undo", root).splitlines() == ["Undid operation 2: 1 changes reverted"]
     assert (root / "b.jpg").read_text() == "b.jpg"
     done = json.loads(say("undo", root, "--json"))
-    assert done["changes"] == [
-        {"what": "rename", "path": str(root / "dog_(1).jpg"), "to": str(root / "a.jpg")}
-    ]
+    assert done["changes"] == [{"what": "rename", "path": str(root / "dog_(1).jpg"), "to": str(root / "a.jpg")}]
     assert say("undo", root) == "Nothing to undo.\n"
     assert "undone by 4" in say("history", root)
 
@@ -60,9 +58,7 @@ def test_what_is_left_is_named_with_its_reason(root: Path) -> None:
 
 
 def test_why_tells_in_sentences(root: Path) -> None:
-    assert "filter (operation 2): b.jpg moved to the trash: blurred (sharpness 0.1)." in say(
-        "why", root / "b.jpg"
-    )
+    assert "filter (operation 2): b.jpg moved to the trash: blurred (sharpness 0.1)." in say("why", root / "b.jpg")
     assert json.loads(say("why", root / "dog_(1).jpg", "--json"))["decisions"][0]["reason"] == "its caption"
 
 

@@ -79,9 +79,7 @@ def test_a_reader_creates_nothing_and_finds_an_absent_state_empty(tmp_path: Path
 
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout is not None
     assert first.stdin is not None
     try:
@@ -157,9 +155,7 @@ def test_a_closed_state_is_plain_files_that_can_be_read_where_nothing_can_be_wri
     assert {path.name: path.read_bytes() for path in state.iterdir()} == before
 
 
-def test_where_a_write_ahead_log_can_not_work_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_a_write_ahead_log_can_not_work_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "on_network", lambda path: True)
     lines = Lines()
     with Catalog.open(tmp_path, progress=lines) as catalog:  # type: ignore[arg-type]

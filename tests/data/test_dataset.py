@@ -113,9 +113,7 @@ def test_prose_is_not_split(make: Make) -> None:
 
 
 def test_shuffled_prose_is_warned_of(make: Make) -> None:
-    root = make(
-        {"shuffle_tags.txt": "", "a.txt": "A dog runs, then it sleeps.", "a.jpg": SIZE, "b, c_1.jpg": SIZE}
-    )
+    root = make({"shuffle_tags.txt": "", "a.txt": "A dog runs, then it sleeps.", "a.jpg": SIZE, "b, c_1.jpg": SIZE})
     ds = read(root)
     assert codes(ds) == ["prose-shuffled"] and "1 of 2" in ds.problems[0].what
 
@@ -208,9 +206,7 @@ def test_options_cascade_image_folder_near_far_command_line(make: Make) -> None:
         1.0,
         2,
     )
-    assert (b.flip_p, b.cond_dropout, b.multiply) == (0.2, 0.2, 6), (
-        "folder files do not cascade, global.yaml does"
-    )
+    assert (b.flip_p, b.cond_dropout, b.multiply) == (0.2, 0.2, 6), "folder files do not cascade, global.yaml does"
     assert (c.flip_p, c.multiply, c.max_caption_length) == (0.1, 7, None)
 
 
@@ -253,15 +249,9 @@ def test_a_bad_multiply_is_an_error_with_file_and_line(make: Make, bad: str, whe
     content = bad if where == "multiply.txt" else f'rating: 1\nmultiply: "{bad}"\n'
     ds = read(make({"a.jpg": SIZE, where: content}))
     (problem,) = ds.errors
-    assert problem.code == "bad-number" and problem.where.endswith(
-        f"{where}:{1 if where == 'multiply.txt' else 2}"
-    )
+    assert problem.code == "bad-number" and problem.where.endswith(f"{where}:{1 if where == 'multiply.txt' else 2}")
     kept, left_out = ds.without_errors()
-    assert (
-        len(kept) == 0
-        and [Path(x.path).name for x in left_out] == ["a.jpg"]
-        and left_out[0].problem == problem
-    )
+    assert len(kept) == 0 and [Path(x.path).name for x in left_out] == ["a.jpg"] and left_out[0].problem == problem
 
 
 @pytest.mark.parametrize(
@@ -381,11 +371,7 @@ def test_unreadable_images_are_errors_and_readable_ones_have_upright_sizes(make:
 
 
 def test_dropping_samples_keeps_the_others_as_they_were(make: Make) -> None:
-    ds = read(
-        make(
-            {"a/a cat_1.jpg": (10, 20), "a/IMG_1.jpg": SIZE, "b/a dog_1.jpg": (30, 40), "b/multiply.txt": "2"}
-        )
-    )
+    ds = read(make({"a/a cat_1.jpg": (10, 20), "a/IMG_1.jpg": SIZE, "b/a dog_1.jpg": (30, 40), "b/multiply.txt": "2"}))
     kept = ds.drop([0])
     assert [kept.sample(i) for i in range(2)] == [ds.sample(i) for i in (1, 2)]
     assert len(ds.errors) == 1 and kept.errors == []
@@ -400,12 +386,8 @@ def test_dropping_samples_keeps_the_others_as_they_were(make: Make) -> None:
 def test_folders_are_walked_in_sorted_order_whatever_the_file_system_gives(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files: dict[str, Any] = {
-        f"{d}/a dog_{n}.jpg": SIZE for d in ("b", "a/z", "a", "ä", "B") for n in range(4)
-    }
-    root = make(
-        {**files, "a/multiply.txt": "1.5", "a/a dog_1.txt": "one, two", "global.yaml": "shuffle_tags: true"}
-    )
+    files: dict[str, Any] = {f"{d}/a dog_{n}.jpg": SIZE for d in ("b", "a/z", "a", "ä", "B") for n in range(4)}
+    root = make({**files, "a/multiply.txt": "1.5", "a/a dog_1.txt": "one, two", "global.yaml": "shuffle_tags: true"})
     real = os.scandir
 
     def view(order: Callable[[list[Any]], list[Any]]) -> tuple[list[str], list[object]]:
@@ -473,11 +455,7 @@ def test_a_manifest_lists_images_with_yaml_keys(make: Make) -> None:
         "beside the manifest, photo",
         "d, photo",
     ]
-    assert (
-        ds.options(0).multiply == Decimal("0.1")
-        and ds.options(0).flip_p == 0.5
-        and ds.options(1).batch_id == "7"
-    )
+    assert ds.options(0).multiply == Decimal("0.1") and ds.options(0).flip_p == 0.5 and ds.options(1).batch_id == "7"
     assert [(p.code, p.where.rpartition(", ")[2]) for p in ds.errors] == [
         *(("missing-image", "row 4"), ("bad-row", "row 5"), ("unknown-key", "row 6")),
     ]
@@ -543,9 +521,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_an_empty_set(tmp_path: Path) -> None:
     ds = read(tmp_path)
-    assert (len(ds) == 0 and ds.folders == [] and list(ds) == [] and ds.without_errors() == (ds, [])) or len(
-        ds
-    ) == 0
+    assert (len(ds) == 0 and ds.folders == [] and list(ds) == [] and ds.without_errors() == (ds, [])) or len(ds) == 0
 
 
 # ---- the cache

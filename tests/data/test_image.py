@@ -124,9 +124,7 @@ def test_sixteen_bit_grey_keeps_its_tones() -> None:
 
 def test_float_tiffs_are_read_from_zero_to_one() -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(4, 0)
-    assert np.array_equal(
-        np.asarray(open_image(encoded(Image.fromarray(ramp), "TIFF")))[0, :, 1], np.arange(256)
-    )
+    assert np.array_equal(np.asarray(open_image(encoded(Image.fromarray(ramp), "TIFF")))[0, :, 1], np.arange(256))
 
 
 def test_cmyk_and_palette_become_rgb() -> None:
@@ -270,9 +268,7 @@ def test_only_image_formats_are_opened() -> None:
 # ---- the crop
 
 
-def crop(
-    width: int, height: int, scaled: tuple[int, int], left: int = 0, top: int = 0, flip: bool = False
-) -> Crop:
+def crop(width: int, height: int, scaled: tuple[int, int], left: int = 0, top: int = 0, flip: bool = False) -> Crop:
     return Crop(
         width=width,
         height=height,

@@ -182,9 +182,7 @@ def test_a_missing_file_is_skipped_and_so_is_who_waits_for_a_name_that_stays(roo
     assert (root / "a.jpg").read_bytes() == b"a" * 100
 
 
-def test_a_name_taken_behind_the_plans_back_is_never_overwritten(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_taken_behind_the_plans_back_is_never_overwritten(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = redo.carry_out
 
     def late(site: redo.Site, operation: int) -> None:
@@ -242,9 +240,7 @@ def test_links_move_as_links(root: Path) -> None:
     assert do(root, Move(root / "link.jpg", root / "sub/link.jpg")).num_done == 0
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32", reason="a rename of one of two hard links does nothing on POSIX only"
-)
+@pytest.mark.skipif(sys.platform == "win32", reason="a rename of one of two hard links does nothing on POSIX only")
 def test_two_hard_links_to_one_file_are_two_files(root: Path) -> None:
     os.link(root / "a.jpg", root / "a2.jpg")
     before = tree(root)
@@ -526,9 +522,7 @@ def test_why_follows_a_file_through_its_names_and_to_its_source(root: Path) -> N
     again = why(root / "found again.jpg")
     assert again.ledger
     assert any(d.by_content and d.step.what == "trash" for d in again.decisions)
-    assert why(root / "never.jpg").sentences == [
-        "edkit did not fetch, move or write never.jpg, and it does not exist."
-    ]
+    assert why(root / "never.jpg").sentences == ["edkit did not fetch, move or write never.jpg, and it does not exist."]
 
 
 # ---------------------------------------------------------------------- killed

@@ -147,9 +147,7 @@ def test_a_caption_that_a_name_cannot_carry_goes_to_a_sidecar(caption: str) -> N
     assert not set(name) & set('/\\<>:"|?*') and name.endswith("_(1).jpg")
 
 
-@pytest.mark.parametrize(
-    "caption", ["person", "a dog, running", "人", "10,000 people", "it's 5% off!", "x" * 120]
-)
+@pytest.mark.parametrize("caption", ["person", "a dog, running", "人", "10,000 people", "it's 5% off!", "x" * 120])
 def test_an_ordinary_caption_names_its_file(caption: str) -> None:
     assert can_name(caption)
     assert Namer().name(caption, ".png") == (f"{caption}_(1).png", None)

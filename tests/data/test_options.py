@@ -86,6 +86,4 @@ def test_an_empty_yaml_says_nothing(text: str) -> None:
 def test_caption_files_that_name_each_other_in_a_circle_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("caption: b.yaml", encoding="utf-8")
     (tmp_path / "b.yaml").write_text("caption: a.yaml", encoding="utf-8")
-    assert [p.what for p in read_yaml(tmp_path / "a.yaml").problems] == [
-        "caption files name each other in a circle"
-    ]
+    assert [p.what for p in read_yaml(tmp_path / "a.yaml").problems] == ["caption files name each other in a circle"]

@@ -35,9 +35,7 @@ def dataset(folders: list[tuple[str, list[tuple[tuple[int, int], Options]]]]) ->
             columns.folders.append(f)
             columns.captions.append(0)
             columns.sources.append(0)
-            columns.options.append(
-                columns.option_table.setdefault(options.over(DEFAULTS), len(columns.option_table))
-            )
+            columns.options.append(columns.option_table.setdefault(options.over(DEFAULTS), len(columns.option_table)))
             sizes.append(size)
     made = Dataset(columns, roots=(Path("/set"),))
     for i, (width, height) in enumerate(sizes):
@@ -103,18 +101,16 @@ def test_a_crop_lies_inside_the_scaled_image_and_touches_two_of_its_sides(
     crop = crop_for(w, h, bucket)
     assert (crop.width, crop.height) == bucket
     assert crop.scaled_width == crop.width or crop.scaled_height == crop.height
-    assert (
-        0 <= crop.left <= crop.scaled_width - crop.width and 0 <= crop.top <= crop.scaled_height - crop.height
-    )
+    assert 0 <= crop.left <= crop.scaled_width - crop.width and 0 <= crop.top <= crop.scaled_height - crop.height
     mirrored = crop_for(h, w, bucket[::-1])
     assert (mirrored.scaled_width, mirrored.scaled_height) == (crop.scaled_height, crop.scaled_width)
 
 
 # ---- picks
 
-decimals = st.sampled_from(
-    ["0", "0.025", "0.1", "0.3", "0.05", "0.5", "1", "1.5", "2.75", "3", "0.333", "0.001"]
-).map(Decimal)
+decimals = st.sampled_from(["0", "0.025", "0.1", "0.3", "0.05", "0.5", "1", "1.5", "2.75", "3", "0.333", "0.001"]).map(
+    Decimal
+)
 images = st.tuples(
     st.sampled_from(SIZES),
     st.builds(Options, multiply=decimals, batch_id=st.sampled_from([None, None, "one", "two"])),
@@ -139,9 +135,7 @@ def test_over_any_epochs_each_image_comes_as_often_as_its_multiply_says_to_withi
     folders, s = made  # type: ignore[misc]
     ds = dataset(folders)
     plan = Plan(ds, s)
-    count = Counter(
-        p for e in range(epochs) for step in flat(plan.epoch(e, last=e == epochs - 1)) for p in step
-    )
+    count = Counter(p for e in range(epochs) for step in flat(plan.epoch(e, last=e == epochs - 1)) for p in step)
     assert set(count.values()) <= {1}, "nothing is duplicated"
     by_image = Counter(index for index, _, _ in count)
     for i in range(len(ds)):
@@ -354,10 +348,7 @@ def test_an_extreme_aspect_is_reported_with_what_is_seen_of_it() -> None:
 def test_flips_come_at_their_rate_and_differ_by_epoch() -> None:
     ds = dataset([("a", [((512, 512), Options(flip_p=0.5))] * 200)])
     plan = Plan(ds, PlanSettings(batch_size=10))
-    flipped = [
-        {p.index for step in plan.epoch(e).steps for m in step for p in m.picks if p.crop.flip}
-        for e in (0, 1)
-    ]
+    flipped = [{p.index for step in plan.epoch(e).steps for m in step for p in m.picks if p.crop.flip} for e in (0, 1)]
     assert 70 <= len(flipped[0]) <= 130 and flipped[0] != flipped[1]
 
 

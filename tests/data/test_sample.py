@@ -52,19 +52,12 @@ def test_one_source_trains_verbatim(text: str) -> None:
 
 def test_unshuffled_tags_stand_by_falling_weight_equal_ones_in_their_order() -> None:
     tags = (Tag("a"), Tag("b", 2.0), Tag("c"), Tag("d", 0.5), Tag("e", 2.0))
-    assert (
-        caption_text(sample(Caption(text="m", tags=tags, verbatim=False)), seed=1, epoch=0)
-        == "m, b, e, a, c, d"
-    )
+    assert caption_text(sample(Caption(text="m", tags=tags, verbatim=False)), seed=1, epoch=0) == "m, b, e, a, c, d"
 
 
-@given(
-    st.lists(st.sampled_from("abcdefghij"), unique=True, max_size=8), st.integers(0, 4), st.integers(0, 99)
-)
+@given(st.lists(st.sampled_from("abcdefghij"), unique=True, max_size=8), st.integers(0, 4), st.integers(0, 99))
 def test_shuffling_keeps_every_tag_once_and_the_first_in_place(tags: list[str], keep: int, seed: int) -> None:
-    text = caption_text(
-        sample(", ".join(["main", *tags]), shuffle_tags=True, keep_tags=keep), seed=seed, epoch=0
-    )
+    text = caption_text(sample(", ".join(["main", *tags]), shuffle_tags=True, keep_tags=keep), seed=seed, epoch=0)
     main, *seen = text.split(", ")
     assert main == "main" and sorted(seen) == sorted(tags) and seen[:keep] == tags[:keep]
 
@@ -72,9 +65,7 @@ def test_shuffling_keeps_every_tag_once_and_the_first_in_place(tags: list[str], 
 def test_a_tag_is_drawn_to_the_front_in_proportion_to_its_weight() -> None:
     tags = (Tag("light", 1.0), Tag("heavy", 3.0), Tag("never", 0.0))
     made = Caption(text="m", tags=tags, verbatim=False)
-    first = Counter(
-        caption_text(sample(made, shuffle_tags=True), seed=s, epoch=0).split(", ")[1] for s in range(1500)
-    )
+    first = Counter(caption_text(sample(made, shuffle_tags=True), seed=s, epoch=0).split(", ")[1] for s in range(1500))
     assert first["never"] == 0 and 0.70 < first["heavy"] / 1500 < 0.80
 
 

@@ -207,9 +207,7 @@ def test_newlines_do_not_stay_in_captions_and_batch_ids(make: Make) -> None:
 
 
 def test_an_empty_main_prompt_gives_no_leading_comma(make: Make) -> None:
-    root = make(
-        {"global.yaml": "tags: [photo, sharp]", "a_1.jpg": SIZE, "a_1.txt": "", "b.jpg": SIZE, "b.txt": ", x"}
-    )
+    root = make({"global.yaml": "tags: [photo, sharp]", "a_1.jpg": SIZE, "a_1.txt": "", "b.jpg": SIZE, "b.txt": ", x"})
     assert texts(read(root)) == [["photo, sharp", "x, photo, sharp"]]
 
 

@@ -238,9 +238,7 @@ def laion(tmp_path: Path) -> Callable[..., Path]:
         n = len(urls)
         given = {
             "URL": pa.array(urls, pa.string()),
-            "TEXT": pa.array(
-                texts if texts is not None else [f"scene {i} of many" for i in range(n)], pa.string()
-            ),
+            "TEXT": pa.array(texts if texts is not None else [f"scene {i} of many" for i in range(n)], pa.string()),
             "WIDTH": pa.array(columns.pop("width", [640] * n), pa.float64()),
             "HEIGHT": pa.array(columns.pop("height", [480] * n), pa.float64()),
             "similarity": pa.array(columns.pop("similarity", [0.3] * n), pa.float64()),

@@ -34,16 +34,12 @@ def make(folder: Path, n: int = 6) -> dict[str, Path]:
             {"id": i, "file_name": f"{i:012d}.jpg", "width": 80 + i, "height": 60, "license": 4,
              "coco_url": f"http://images.example/{i:012d}.jpg", "flickr_url": f"http://flickr.example/{i}"}
         )  # fmt: skip
-        data["annotations"] += [
-            {"image_id": i, "id": 2 * i + k, "caption": f"scene {i} of {'ab'[k]}"} for k in (1, 0)
-        ]
+        data["annotations"] += [{"image_id": i, "id": 2 * i + k, "caption": f"scene {i} of {'ab'[k]}"} for k in (1, 0)]
         shown += [{"image_id": i, "id": i, "category_id": c, "segmentation": [[1, 2]]}
                   for c, every in ((18, 2), (17, 3)) if i % every == 0]  # fmt: skip
     (folder / "captions.json").write_text(json.dumps(data), encoding="utf-8")
     categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
-    (folder / "instances.json").write_text(
-        json.dumps({"annotations": shown, "categories": categories}), "utf-8"
-    )
+    (folder / "instances.json").write_text(json.dumps({"annotations": shown, "categories": categories}), "utf-8")
     return {"annotations": folder / "captions.json", "images": images}
 
 
@@ -119,9 +115,7 @@ def test_download_fetches_what_the_annotations_name(tmp_path: Path, web: Any) ->
     for i, image in enumerate(data["images"]):
         image["coco_url"] = web.url(f"/image/{i}" if i != 2 else "/404")
     coco["annotations"].write_text(json.dumps(data), "utf-8")
-    result = import_coco(
-        annotations=coco["annotations"], download=True, out=tmp_path / "out", allow_private_hosts=True
-    )
+    result = import_coco(annotations=coco["annotations"], download=True, out=tmp_path / "out", allow_private_hosts=True)
     assert result.outcomes == {"ok": 5, "http-404": 1}
     assert names(tmp_path / "out") == [f"scene {i} of a_(1).jpg" for i in (0, 1, 3, 4, 5)]
 

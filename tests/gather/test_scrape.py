@@ -27,11 +27,7 @@ IMPATIENT = {**QUICK, "timeout": 5.0, "idle_timeout": 2.5}
 
 def images(out: Path) -> dict[str, str]:
     """Name -> hash of what lies in a folder (the state aside)."""
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(out.iterdir())
-        if p.name != ".edkit"
-    }
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir()) if p.name != ".edkit"}
 
 
 def ledger(out: Path) -> list[LedgerRow]:
@@ -131,9 +127,7 @@ def test_only_what_may_pass_is_tried_again_and_a_rerun_fetches_nothing_twice(
     }
 
 
-def test_a_host_that_asks_for_an_hour_is_left_alone_for_this_run(
-    web: Any, laion: Laion, tmp_path: Path
-) -> None:
+def test_a_host_that_asks_for_an_hour_is_left_alone_for_this_run(web: Any, laion: Laion, tmp_path: Path) -> None:
     table = laion([web.url("/429-for-an-hour"), *(web.url(f"/image/{i}") for i in range(20))])
     started = time.monotonic()
     result = scrape([table], out=tmp_path / "out", **{**QUICK, "per_host": 1})
@@ -173,9 +167,11 @@ def test_the_limit_counts_over_all_runs_of_the_same_query(web: Any, laion: Laion
     rows = [row.row for row in ledger(out) if row.outcome == "ok"]
     assert rows == list(range(12))
     other = scrape([table], out=out, search=["scene"], limit=3, **QUICK)
-    assert other.kept == 3 and [
-        row.row for row in ledger(out) if row.query == other.query and row.outcome == "ok"
-    ] == [12, 13, 14]
+    assert other.kept == 3 and [row.row for row in ledger(out) if row.query == other.query and row.outcome == "ok"] == [
+        12,
+        13,
+        14,
+    ]
 
 
 def test_the_folder_is_the_same_for_any_concurrency(web: Any, laion: Laion, tmp_path: Path) -> None:
@@ -370,9 +366,7 @@ for at in (1, 7, 12):
 
 
 @FORKS
-def test_killed_between_the_ledger_and_the_names_it_finishes_the_names(
-    web: Any, laion: Laion, tmp_path: Path
-) -> None:
+def test_killed_between_the_ledger_and_the_names_it_finishes_the_names(web: Any, laion: Laion, tmp_path: Path) -> None:
     table = laion([web.url(f"/image/{i}") for i in range(12)], ["a/b"] * 12)
     whole = tmp_path / "whole"
     scrape([table], out=whole, **QUICK)
@@ -388,9 +382,7 @@ def test_killed_between_the_ledger_and_the_names_it_finishes_the_names(
 def test_interrupted_it_keeps_what_it_has(web: Any, laion: Laion, tmp_path: Path) -> None:
     table = laion([web.url(f"/slow/{i}") for i in range(200)])
     command = [sys.executable, "-m", "edkit", "scrape", table.name, "--out", "out", "--allow-private-hosts"]
-    with subprocess.Popen(
-        [*command, "--per-host", "4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([*command, "--per-host", "4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         while web.hits.total() < 20:
             assert process.poll() is None
             time.sleep(0.01)
@@ -419,9 +411,7 @@ def edkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_shows_the_funnel_the_outcomes_and_what_to_do(
-    web: Any, laion: Laion, tmp_path: Path
-) -> None:
+def test_the_command_shows_the_funnel_the_outcomes_and_what_to_do(web: Any, laion: Laion, tmp_path: Path) -> None:
     table = laion(
         [web.url(p) for p in ("/image/1", "/404", "/500", "/image/2", "/image/3")],
         ["a photo of a man", "man photo", "photo: man", "a woman", "photo man"],

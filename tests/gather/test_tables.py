@@ -23,9 +23,7 @@ def write(path: Path, **columns: object) -> Path:
     return path
 
 
-def matches(
-    paths: list[Path], filters: Filters | None = None, **kw: object
-) -> tuple[list[Candidate], Funnel]:
+def matches(paths: list[Path], filters: Filters | None = None, **kw: object) -> tuple[list[Candidate], Funnel]:
     funnel = Funnel()
     columns = kw.pop("columns", None)
     tables = [open_table(path, columns=columns) for path in paths]  # type: ignore[arg-type]
@@ -60,20 +58,14 @@ def captioned(tmp_path: Path, *texts: str | None) -> Path:
         ),
     ],
 )
-def test_columns_are_found_by_name_in_any_case(
-    tmp_path: Path, names: tuple[str, ...], found: dict[str, str]
-) -> None:
+def test_columns_are_found_by_name_in_any_case(tmp_path: Path, names: tuple[str, ...], found: dict[str, str]) -> None:
     table = open_table(write(tmp_path / "t.parquet", **{name: ["x"] for name in names}))
     assert found.items() <= table.columns.items()
 
 
 def test_laions_integer_hash_is_no_checksum_but_pd12ms_text_one_is(tmp_path: Path) -> None:
-    assert (
-        "checksum" not in open_table(write(tmp_path / "a.parquet", URL=["u"], TEXT=["t"], hash=[1])).columns
-    )
-    assert open_table(write(tmp_path / "b.parquet", url=["u"], text=["t"], hash=["0f" * 16])).columns[
-        "checksum"
-    ]
+    assert "checksum" not in open_table(write(tmp_path / "a.parquet", URL=["u"], TEXT=["t"], hash=[1])).columns
+    assert open_table(write(tmp_path / "b.parquet", url=["u"], text=["t"], hash=["0f" * 16])).columns["checksum"]
 
 
 def test_named_columns_override_and_a_wrong_name_lists_those_there_are(tmp_path: Path) -> None:
@@ -82,9 +74,7 @@ def test_named_columns_override_and_a_wrong_name_lists_those_there_are(tmp_path:
     assert [(c.url, c.caption) for c in found] == [("http://e.org/1", "a dog")]
     with pytest.raises(BadInput, match=r"'nope'.*link, alt"):
         open_table(path, columns={"url": "nope"})
-    with pytest.raises(
-        BadInput, match=r"no column for the url; its columns are link, alt \(--columns url=NAME\)"
-    ):
+    with pytest.raises(BadInput, match=r"no column for the url; its columns are link, alt \(--columns url=NAME\)"):
         check_columns(open_table(path), Filters())
     with pytest.raises(UsageError, match="no such role 'picture'"):
         open_table(path, columns={"picture": "link"})
@@ -149,9 +139,7 @@ def test_a_broken_table_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 this is none")
     with pytest.raises(BadInput, match=r"t\.parquet: can't be read as parquet"):
         open_table(tmp_path / "t.parquet")
-    whole = write(
-        tmp_path / "u.parquet", URL=[f"http://e.org/{i}" for i in range(50_000)], TEXT=["t"] * 50_000
-    )
+    whole = write(tmp_path / "u.parquet", URL=[f"http://e.org/{i}" for i in range(50_000)], TEXT=["t"] * 50_000)
     data = bytearray(whole.read_bytes())
     data[1000:90_000] = b"\xff" * 89_000
     whole.write_bytes(data)
@@ -163,9 +151,7 @@ def test_a_broken_table_is_one_line(tmp_path: Path) -> None:
 
 
 def test_words_match_whole_and_in_any_case(tmp_path: Path) -> None:
-    path = captioned(
-        tmp_path, "Photo of a MAN", "a woman's photo", "man, photo.", "photography man", "photo_man"
-    )
+    path = captioned(tmp_path, "Photo of a MAN", "a woman's photo", "man, photo.", "photography man", "photo_man")
     assert captions(path, search=("photo", "man")) == ["Photo of a MAN", "man, photo.", "photo_man"]
     assert captions(path, search=("photo*", "man")) == [
         "Photo of a MAN",
@@ -179,9 +165,7 @@ def test_words_match_whole_and_in_any_case(tmp_path: Path) -> None:
 
 
 def test_words_of_other_scripts_and_phrases_match_whole(tmp_path: Path) -> None:
-    path = captioned(
-        tmp_path, "São Paulo à noite", "um SÃO bernardo", "sãozinho", "a red  car", "a red carpet"
-    )
+    path = captioned(tmp_path, "São Paulo à noite", "um SÃO bernardo", "sãozinho", "a red  car", "a red carpet")
     assert captions(path, search=("são",)) == ["São Paulo à noite", "um SÃO bernardo"]
     assert captions(path, search=("red car",)) == ["a red  car"]
 
@@ -257,9 +241,7 @@ def test_rows_without_caption_or_url_and_repeated_urls_are_dropped_and_counted(t
     assert [c.caption for c in matches([path], caption="person")[0]] == ["a", "person"]
 
 
-def test_the_order_is_the_tables_over_row_groups_and_files(
-    tmp_path: Path, laion: Callable[..., Path]
-) -> None:
+def test_the_order_is_the_tables_over_row_groups_and_files(tmp_path: Path, laion: Callable[..., Path]) -> None:
     first = laion([f"http://e.org/a{i}" for i in range(2500)], name="1.parquet", row_group_size=700)
     second = laion([f"http://e.org/b{i}" for i in range(10)], name="2.parquet")
     found, funnel = matches([first, second])
@@ -285,9 +267,7 @@ def test_text_is_not_decoded_where_no_number_passes(tmp_path: Path) -> None:
 
     def rows(least: int) -> int:
         keep = lambda numbers: numbers["width"] >= least  # noqa: E731
-        return sum(
-            len(c.selected) for c in scan(opened, numbers=["width"], texts=["url", "caption"], keep=keep)
-        )
+        return sum(len(c.selected) for c in scan(opened, numbers=["width"], texts=["url", "caption"], keep=keep))
 
     assert rows(500) == 0
     with pytest.raises(BadInput):

@@ -26,9 +26,7 @@ def rated(folder: Path) -> np.ndarray:
         ("sac+logos+ava1-l14-linearMSE.pth", "vit_l_14_ratings"),
     ],
 )
-def test_published_heads_score_rated_embeddings_in_rising_order(
-    shared_data: Path, head: str, ratings: str
-) -> None:
+def test_published_heads_score_rated_embeddings_in_rising_order(shared_data: Path, head: str, ratings: str) -> None:
     vectors = rated(shared_data / "aesthetic" / ratings)
     scores = load_head(str(shared_data / "aesthetic" / head), dim=vectors.shape[1]).score(vectors)
     assert (np.diff(scores) > 0).all(), scores

@@ -112,9 +112,7 @@ def test_other_weights_are_other_facts(tmp_path: Path, tiny_clip: tuple[Path, Pa
     assert not np.allclose(one, other, atol=1e-2)
 
 
-def test_a_broken_image_is_reported_and_the_others_are_embedded(
-    tmp_path: Path, tiny_clip: tuple[Path, Path]
-) -> None:
+def test_a_broken_image_is_reported_and_the_others_are_embedded(tmp_path: Path, tiny_clip: tuple[Path, Path]) -> None:
     paths = draw(tmp_path / "in", 3)
     paths[1].write_bytes(b"nothing")
     with Catalog.open(tmp_path) as catalog:
@@ -146,9 +144,7 @@ def test_a_plain_architecture_with_openai_weights_is_warned_of_in_one_line(tmp_p
         assert all("ViT-B-32-quickgelu" in line and "\n" not in line for line in said.lines)
 
 
-def test_weights_that_cannot_be_fetched_name_the_mend(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_that_cannot_be_fetched_name_the_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BadInput, match="--pretrained PATH") as caught:
@@ -170,9 +166,7 @@ def test_a_wrong_name_is_told_with_the_nearest(clip: str, pretrained: str | None
         resolve(clip, pretrained)
 
 
-def test_weights_of_another_shape_are_refused_in_one_line(
-    tmp_path: Path, tiny_clip: tuple[Path, Path]
-) -> None:
+def test_weights_of_another_shape_are_refused_in_one_line(tmp_path: Path, tiny_clip: tuple[Path, Path]) -> None:
     config, _ = tiny_clip
     torch.save({"visual.proj": torch.zeros(3, 3)}, tmp_path / "wrong.pt")
     (path,) = draw(tmp_path / "in", 1)

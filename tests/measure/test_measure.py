@@ -80,9 +80,7 @@ def test_equal_files_are_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
     copy.write_bytes(path.read_bytes())
     calls: list[object] = []
     true_measure = module.measure_file
-    monkeypatch.setattr(
-        module, "measure_file", lambda path, *a, **k: calls.append(path) or true_measure(path, *a, **k)
-    )
+    monkeypatch.setattr(module, "measure_file", lambda path, *a, **k: calls.append(path) or true_measure(path, *a, **k))
     with Catalog.open(tmp_path) as catalog:
         found = measure(catalog, [path, copy], NAMES)
     assert len(calls) == 1

@@ -47,9 +47,7 @@ def test_finds_what_comparing_each_with_each_finds(left: list[int], right: list[
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 8])
-def test_cutting_into_any_number_of_chunks_misses_nothing(
-    radius: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cutting_into_any_number_of_chunks_misses_nothing(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = crowd(300, radius)
     near = hashes.copy()
     near[::2] ^= np.uint64(0x8000_0001_0000_0100)

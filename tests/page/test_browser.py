@@ -42,9 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layout.render(
             HOSTILE[0],
             layout.section("Pictures", pictures.grid(shown, page_dir=folder)),
-            layout.section(
-                "Pairs", pictures.pairs([pictures.Pair(before=shown[0], after=shown[1])], page_dir=folder)
-            ),
+            layout.section("Pairs", pictures.pairs([pictures.Pair(before=shown[0], after=shown[1])], page_dir=folder)),
             layout.section("Bars", charts.bars("Picks", [(long, 10), ("b", 3)], unit="images")),
             layout.section("Table", layout.table(["a" * 40, "b"], [[long, 1]]), layout.code(long)),
         ),

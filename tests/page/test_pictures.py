@@ -81,9 +81,7 @@ def test_hostile_captions_stay_captions() -> None:
 
 def test_a_pair_shows_both_pictures_in_order_and_what_they_share() -> None:
     red, blue = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
-    markup = pairs(
-        [Pair(before=Picture(source=red), after=Picture(source=blue), label="a star")], page_dir=Path()
-    )
+    markup = pairs([Pair(before=Picture(source=red), after=Picture(source=blue), label="a star")], page_dir=Path())
     assert [shown.getpixel((0, 0)) for shown, _ in embedded(markup)] == [(255, 0, 0), (0, 0, 255)]
     assert seen(markup).text == "beforeaftera star"
 
