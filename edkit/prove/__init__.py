@@ -1,1 +1,0 @@
-"""What a tuned model learned and what it kept."""
