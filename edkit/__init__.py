@@ -1,4 +1,4 @@
-"""edkit: prepare, curate and train datasets for Stable Diffusion, and prove what the model kept.
+"""edkit: gather, clean, caption and balance datasets, and fine-tune Stable Diffusion on them.
 
 `edkit.api` holds every command as a plain function; `edkit.cli` is the same on the command line.
 """

@@ -8,7 +8,7 @@ from edkit.cli import balance, caption, clean, console, demo, gather, state, tra
 
 app = typer.Typer(
     name="edkit",
-    help="Prepare, curate and train datasets for Stable Diffusion, and prove what the model kept.",
+    help="Gather, clean, caption and balance datasets, and fine-tune Stable Diffusion on them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,7 +20,7 @@ for wing in (gather, clean, caption, balance, train, state, demo):
 
 @app.callback(invoke_without_command=True)
 def root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
-    """Prepare, curate and train datasets for Stable Diffusion, and prove what the model kept."""
+    """Gather, clean, caption and balance datasets, and fine-tune Stable Diffusion on them."""
     if version:
         from edkit import __version__
 
