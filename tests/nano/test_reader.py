@@ -10,7 +10,7 @@ from PIL import Image
 
 from edkit.nano import reader, world
 
-NUM = 400
+NUM = 200
 
 
 def _as_jpeg(picture: Image.Image) -> Image.Image:
