@@ -373,6 +373,13 @@ def _file(row: _Row, seed: int) -> bytes | None:
     return data[: len(data) * 3 // 5] if row.fault == "cut" else data
 
 
+def _subject_scene(index: int, seed: int) -> Scene:
+    """Picture number `index` of the subject: close up, for the small model's latents hold no small eyes."""
+    from edkit.nano import world
+
+    return replace(world.subject_scene(index, seed), size="large")
+
+
 def _jpeg(image: Image.Image, *, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
@@ -398,11 +405,11 @@ def _give(place: _Place, progress: Progress) -> dict[str, Any]:
                 (web / row.name).write_bytes(data)
             advance()
         for index in range(wish.num_subject):
-            image = world.draw_subject(index, wish.seed, size=256)
+            scene = _subject_scene(index, wish.seed)
+            image = world.draw(scene, (wish.seed + 1) * 1_000_033 + index, size=256)
             path = subject / f"IMG_{1201 + index}.jpg"
             path.write_bytes(_jpeg(image, quality=92))
-            said = world.subject_caption(world.subject_scene(index, wish.seed))
-            path.with_suffix(".txt").write_text(said, encoding="utf-8", newline="\n")
+            path.with_suffix(".txt").write_text(world.caption(scene), encoding="utf-8", newline="\n")
             advance()
     half.replace(place.given)
     shutil.copytree(place.given / "subject", place.subject)
@@ -652,6 +659,7 @@ def _prompts(num: int) -> dict[str, list[Scene]]:
             shape=world.SUBJECT_CLASS,
             background=grounds[i % len(grounds)],
             position=spots[i % len(spots)],
+            size="large",
             subject=True,
         )
         for i in range(math.lcm(len(grounds), len(spots)))

@@ -98,8 +98,8 @@ def _outcomes(
         alone = num_workers == 1 or (workers is None and len(jobs) < _FEW)
         found = _here(jobs, names, max_pixels) if alone else _spread(jobs, names, num_workers, max_pixels, progress)
         for done in found:
-            advance(1)
             yield done
+            advance(1)  # only now has the caller taken it
 
 
 def _here(jobs: Iterable[Job], names: tuple[str, ...], max_pixels: int) -> Iterator[tuple[str, Outcome]]:
