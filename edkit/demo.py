@@ -47,8 +47,8 @@ RULE = "sharpness >= 0.035"
 SHARE = 0.5  # of an epoch that is ground truth
 RESOLUTION = 64  # pixels: what the small model draws
 BATCH_SIZE = 16
-LR = 4e-4
-TEXT_ENCODER_LR = 4e-4
+LR = 1e-3
+TEXT_ENCODER_LR = 1e-3
 GUIDANCE = 4.0
 RECORD = "demo.json"
 
@@ -232,7 +232,7 @@ def demo(
     seed: int = 555,
     num_pool: int = 300,
     num_subject: int = 20,
-    max_steps: int = 400,
+    max_steps: int = 360,
     num_samples: int = 48,
     progress: Progress = SILENT,
 ) -> Demo:

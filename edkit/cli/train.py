@@ -33,7 +33,7 @@ def train(
     data_root: Annotated[
         list[Path] | None, typer.Option("--data-root", help="Folder or manifest to train on (repeatable).")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A diffusers folder, or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A diffusers folder, a hub id, or nano (it ships).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with RUN_DIR (or --out, or the newest in runs/).")
@@ -188,7 +188,7 @@ def _summary(run: Run) -> list[str]:
     epilog='Example: edkit generate runs/dog/export --prompt "rex on a beach" --out pictures',
 )
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a hub id, or nano (it ships).")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw (repeatable).")],
     out: Annotated[Path, typer.Option("--out", help="Where the PNG files go.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures of each prompt.")] = 1,

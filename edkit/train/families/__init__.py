@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from edkit import nano
 from edkit.data.errors import BadInput
 from edkit.train.families.base import Family
 
@@ -44,13 +45,15 @@ def load_family(model: str | Path, family: str = "auto") -> Family:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model: as named, or the hub's snapshot of an id such as `owner/name` (safetensors
-    only).
+    """The folder of a model: as named, the small one that ships (`nano`), or the hub's snapshot of an id such as
+    `owner/name` (safetensors only).
     """
     folder = Path(model)
     if folder.is_dir():
         return folder.resolve()
     text = str(model)
+    if text == "nano":
+        return nano.model_dir().resolve()
     if folder.exists():
         raise BadInput("is a file; a model is a diffusers folder", where=text, mend="convert it first")
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
