@@ -43,7 +43,7 @@ MIN_SIZE = 128  # pixels
 MAX_UNSAFE = 0.5
 MAX_WATERMARK = 0.8
 RADIUS = 4  # bits of the perceptual hash: in a world this small, strangers meet at 8
-RULE = "sharpness >= 0.035"
+RULE = "sharpness >= 0.042"
 SHARE = 0.5  # of an epoch that is ground truth
 RESOLUTION = 64  # pixels: what the small model draws
 BATCH_SIZE = 16

@@ -24,7 +24,7 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import Advance
 from edkit.demo import Demo, demo
 
-SMALLER: dict[str, Any] = {"num_pool": 80, "max_steps": 160, "num_samples": 16}
+SMALLER: dict[str, Any] = {"num_pool": 80, "max_steps": 240, "num_samples": 16}
 
 
 class Stopper:
@@ -204,5 +204,6 @@ def test_the_server_answers_and_counts_and_takes_its_port_again(tmp_path: Path) 
     port = int(address.rpartition(":")[2])
     with module._served(tmp_path, port) as (again, _):
         assert again == address
-        with module._served(tmp_path, port) as (other, _):
-            assert other != address
+        if sys.platform != "win32":  # there a port can be shared
+            with module._served(tmp_path, port) as (other, _):
+                assert other != address
