@@ -33,7 +33,9 @@ def train(
     data_root: Annotated[
         list[Path] | None, typer.Option("--data-root", help="Folder or manifest to train on (repeatable).")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A diffusers folder, a hub id, or nano (it ships).")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A diffusers folder, a hub id, or nano (it ships).")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with RUN_DIR (or --out, or the newest in runs/).")
