@@ -46,7 +46,7 @@ def undo(
         did = "Would undo" if dry_run else "Undid"
         ui.done(
             result,
-            f"{did} operation {numbers}: {result.num_done:,} changes reverted"
+            f"{did} operation {numbers}: {result.num_done:,} change{'' if result.num_done == 1 else 's'} reverted"
             f"{f', {len(result.left):,} left' if result.left else ''}",
         )
 

@@ -243,8 +243,12 @@ class Plan:
     def bucket_counts(self) -> dict[Bucket, int]:
         """How many images train at each size, tall ones first."""
         used = self._bucket[self._trains]
-        counts = np.bincount(used, minlength=len(self.buckets))
-        return {b: int(n) for b, n in zip(self.buckets, counts, strict=True) if n}
+        counts: dict[Bucket, int] = {}
+        # two levels of resolution may hold a bucket of the same size
+        for bucket, n in zip(self.buckets, np.bincount(used, minlength=len(self.buckets)), strict=True):
+            if n:
+                counts[bucket] = counts.get(bucket, 0) + int(n)
+        return counts
 
     @property
     def small(self) -> list[int]:

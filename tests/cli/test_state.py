@@ -41,7 +41,7 @@ def test_history_lists_and_undo_reverts(root: Path) -> None:
     assert "dog_(1).jpg" in say("history", root, "--operation", 1)
     assert "Would undo operation 2, 1: 2 changes" in say("undo", root, "--to", 0, "--dry-run")
     assert not (root / "a.jpg").exists()
-    assert say("undo", root).splitlines() == ["Undid operation 2: 1 changes reverted"]
+    assert say("undo", root).splitlines() == ["Undid operation 2: 1 change reverted"]
     assert (root / "b.jpg").read_text() == "b.jpg"
     done = json.loads(say("undo", root, "--json"))
     assert done["changes"] == [{"what": "rename", "path": str(root / "dog_(1).jpg"), "to": str(root / "a.jpg")}]

@@ -338,6 +338,13 @@ def test_a_small_image_keeps_its_aspect_at_a_smaller_size() -> None:
     assert [i for i, _ in left.left_out] == [1, 2, 3, 4] and left.num_picks(0) == 1
 
 
+def test_levels_of_resolution_that_share_a_size_are_counted_together() -> None:
+    # at 128 in steps of 64, three quarters and half of the resolution both hold 64 x 64
+    folders = [("a", [((70, 70), DEFAULTS), ((40, 40), DEFAULTS)])]
+    plan = Plan(dataset(folders), PlanSettings(batch_size=1, resolution=128))
+    assert plan.bucket_counts == {(64, 64): 2}
+
+
 def test_an_extreme_aspect_is_reported_with_what_is_seen_of_it() -> None:
     plan = Plan(simple(1, size=(8000, 1000)), PlanSettings())
     assert plan.bucket(0) == (1024, 256)
