@@ -285,6 +285,10 @@ def ship(model: Path, target: Path, *, limit: int = 8_000_000) -> None:
         }
         whole = {key: value for key, value in tensors.items() if not value.is_floating_point()}
         save_file(half | whole, path, metadata={"format": "pt"})
+    for path in fresh.rglob("config.json"):
+        config = json.loads(path.read_text("utf-8"))
+        config.pop("_name_or_path", None)  # the folder it was built in is nobody's business
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     for path in fresh.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())

@@ -18,6 +18,10 @@ def test_all_files_together_stay_below_8_megabytes() -> None:
     assert not [path for path in files if path.suffix in (".bin", ".ckpt", ".pt", ".pkl")]
 
 
+def test_it_names_no_folder_of_the_machine_that_made_it() -> None:
+    assert not [path for path in model_dir().rglob("*.json") if "_name_or_path" in path.read_text("utf-8")]
+
+
 def test_asking_where_the_model_is_loads_nothing_heavy() -> None:
     code = (
         "import sys; from edkit.nano import model_dir; assert (model_dir() / 'model_index.json').is_file(); "
