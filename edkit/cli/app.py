@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from edkit.cli import balance, caption, clean, console, demo, gather, state, train
+from edkit.cli import balance, caption, clean, console, demo, gather, imports, state, train
 
 app = typer.Typer(
     name="edkit",
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for wing in (gather, clean, caption, balance, train, state, demo):
+for wing in (gather, imports, clean, caption, balance, train, state, demo):
     app.add_typer(wing.app)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 PANEL = "Gather"
-import_app = typer.Typer(no_args_is_help=True, help="Bring an existing set into a folder edkit and trainers read.")
-app.add_typer(import_app, name="import", rich_help_panel=PANEL)
 
 
 class CaptionsAs(StrEnum):
@@ -36,13 +34,6 @@ class CheckHash(StrEnum):
 
     off = "off"
     strict = "strict"
-
-
-class CaptionChoice(StrEnum):
-    """Which of an image's captions is used."""
-
-    first = "first"
-    random = "random"
 
 
 Columns = Annotated[
@@ -168,69 +159,6 @@ app.command(
 )(scrape)
 
 
-@import_app.command(
-    "coco",
-    epilog="Example: edkit import coco --annotations captions_train2017.json --images train2017 --out pool "
-    "--instances instances_train2017.json --category person",
-)
-def coco(
-    annotations: Annotated[Path, typer.Option("--annotations", help="COCO's captions JSON.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
-    images: Annotated[Path | None, typer.Option("--images", help="Folder that holds the image files.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the images from COCO's server.")] = False,
-    instances: Annotated[Path | None, typer.Option("--instances", help="COCO's instances JSON.")] = None,
-    category: Annotated[str, typer.Option("--category", help="Only images that show one of these: person,dog")] = "",
-    caption_choice: Annotated[
-        CaptionChoice,
-        typer.Option("--caption-choice", help="The first of an image's captions, or one by seed."),
-    ] = CaptionChoice.first,
-    seed: console.Seed = 555,
-    link: Annotated[
-        bool, typer.Option("--link/--copy", help="Hard links instead of copies, where they can be made.")
-    ] = False,
-    limit: Limit = None,
-    captions: Captions = CaptionsAs.filename,
-    concurrency: Concurrency = 64,
-    per_host: PerHost = 8,
-    timeout: Timeout = 30.0,
-    retries: Retries = 2,
-    user_agent: UserAgent = "",
-    allow_private_hosts: AllowPrivate = False,
-    dry_run: console.DryRun = False,
-    as_json: console.Json = False,
-    quiet: console.Quiet = False,
-    state_dir: console.StateDir = None,
-) -> None:
-    """Import COCO photos with their captions, licences and sources; run again, it goes on."""
-    from edkit.gather.coco import import_coco as verb
-    from edkit.gather.fetch import USER_AGENT
-
-    with console.session(as_json=as_json, quiet=quiet) as ui:
-        result = verb(
-            annotations=annotations,
-            out=out,
-            images=images,
-            download=download,
-            instances=instances,
-            categories=[category],
-            caption_choice=caption_choice.value,
-            seed=seed,
-            link=link,
-            limit=limit,
-            captions=captions.value,
-            concurrency=concurrency,
-            per_host=per_host,
-            timeout=timeout,
-            retries=retries,
-            user_agent=user_agent or USER_AGENT,
-            allow_private_hosts=allow_private_hosts,
-            dry_run=dry_run,
-            state_dir=state_dir,
-            progress=ui.progress,
-        )
-        _show_coco(ui, result)
-
-
 def _columns(text: str) -> dict[str, str]:
     """`url=LINK,caption=ALT` as a mapping."""
     from edkit.data.errors import UsageError
@@ -257,21 +185,12 @@ def _show_scrape(ui: Session, result: Scrape) -> None:
             f"{result.matched:,} rows match; nothing was fetched{already}",
         )
         return
-    _show_outcomes(ui, result.outcomes, result.skipped)
-    ui.done(result, *_kept_lines(result))
+    show_outcomes(ui, result.outcomes, result.skipped)
+    ui.done(result, *kept_lines(result))
 
 
-def _show_coco(ui: Session, result: ImportedCoco) -> None:
-    dropped = [(f"  {why}", -n) for why, n in result.dropped.items()]
-    ui.table(["images", ""], [("in the annotations", result.rows_read), *dropped, ("match", result.matched)])
-    if result.dry_run:
-        ui.done(result, f"{result.matched:,} images match; nothing was imported")
-        return
-    _show_outcomes(ui, result.outcomes, result.skipped)
-    ui.done(result, *_kept_lines(result), *result.notes)
-
-
-def _show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[str, int]) -> None:
+def show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[str, int]) -> None:
+    """A table of how the tries ended, most frequent first, with what the user can do."""
     from edkit.gather.candidate import outcome
 
     ended = sorted(outcomes.items(), key=lambda item: -item[1])
@@ -283,7 +202,8 @@ def _show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[st
         ui.table(["outcome", "images"], [row[:2] for row in rows])
 
 
-def _kept_lines(result: Scrape | ImportedCoco) -> list[str]:
+def kept_lines(result: Scrape | ImportedCoco) -> list[str]:
+    """What was added, how fast, and what another run would add."""
     rate = sum(result.outcomes.values()) / max(result.seconds, 0.001)
     try:
         out = result.out.relative_to(Path.cwd())

@@ -20,6 +20,7 @@ class Candidate:
     page: str = ""  # where the image is shown with its author's name
     key: str = ""  # the set's own id of the image
     checksum: str = ""  # md5 (32) or sha256 (64) of the file in lower-case hex, where the table has one
+    phash: str = ""  # 64-bit perceptual hash, 16 lower-case hex digits (COYO's image_phash)
 
 
 @dataclass(slots=True, kw_only=True)
