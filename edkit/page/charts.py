@@ -1,7 +1,7 @@
-"""Charts as inline SVG: bars, shares of a whole, lines; each as wide as its place, its text at reading size.
+"""Charts as inline SVG: bars, shares of a whole, lines, histograms, maps of dots; each as wide as its place.
 
 Only the plotting area is scaled: positions across are percentages of it, labels hang outside at a fixed size.
-So one drawing reads well at 400 and at 1200 pixels.
+So one drawing reads well at 400 and at 1200 pixels. Every value is told in words too, to whoever can't see.
 """
 
 from __future__ import annotations
@@ -167,6 +167,165 @@ def lines(
     plot = _plot(drawn, height=height, left=left_pad, right=20, says=says)
     legend = looks if len(series) > 1 else []
     return _figure(title, plot, across=across, left=left_pad, right=20, up=up, legend=legend)
+
+
+def histogram(
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[float],
+    *,
+    across: str,
+    limit: tuple[float, str] | None = None,
+    unit: str = "images",
+    height: int = 150,
+) -> Html:
+    """Columns over equal steps: `counts[i]` lies between `edges[i]` and `edges[i + 1]`.
+
+    `limit` is a value and what it's called: a line there, and columns that begin at it or above stand out.
+    """
+    if not counts or len(edges) != len(counts) + 1 or not edges[-1] > edges[0]:
+        return _figure(title, tag("p", "no values", class_="note"))
+    left, right = edges[0], edges[-1]
+    top = nice_ticks(0.0, max(1.0, *counts), count=3)[-1]
+    drawn: list[Html] = []
+    y_ticks = nice_ticks(0.0, top, count=3)
+    for value in y_ticks:
+        y = f"{100 * (top - value) / top:.3f}%"
+        drawn.append(tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="grid-line" if value else "axis"))
+        drawn.append(tag("text", _short(value, y_ticks), x=-8, y=y, dy="0.32em", class_="tick end"))
+    x_ticks = [tick for tick in nice_ticks(left, right, count=5) if left <= tick <= right]
+    for value in x_ticks:
+        across_at = f"{100 * (value - left) / (right - left):.3f}%"
+        drawn.append(tag("text", _short(value, x_ticks), x=across_at, y=height + 18, class_="tick middle"))
+    told = []
+    for i, count in enumerate(counts):
+        if not count > 0:
+            continue
+        low, high = edges[i], edges[i + 1]
+        x, width = 100 * (low - left) / (right - left), 100 * (high - low) / (right - left)
+        over = limit is not None and low >= limit[0]
+        said = f"{low:,.4g} to {high:,.4g}: {count:,g} {unit}"
+        told.append(said)
+        tall = max(1.0, height * count / top)
+        drawn.append(
+            tag(
+                "g",
+                tag("title", said),
+                tag(
+                    "rect",
+                    x=f"{x + 0.06 * width:.3f}%",
+                    y=f"{height - tall:.1f}",
+                    width=f"{0.88 * width:.3f}%",
+                    height=f"{tall:.1f}",
+                    class_="over" if over else "c1",
+                ),
+            )
+        )
+    if limit is not None and left <= limit[0] <= right:
+        x = 100 * (limit[0] - left) / (right - left)
+        side, offset = ("end", -6) if x > 60 else ("start", 6)
+        drawn.append(tag("line", x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=-4, y2=height, class_="limit"))
+        drawn.append(tag("text", limit[1], x=f"{x:.3f}%", y=4, dx=offset, class_=f"limit-name {side}"))
+    pad = max(30, 16 + 7 * max(len(_short(value, y_ticks)) for value in y_ticks))
+    plot = _plot(drawn, height=height, left=pad, right=14, says=f"{title}: {'; '.join(told[:60])}")
+    return _figure(title, plot, across=across, left=pad, right=14)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """A place on a map: where it lies, how much it stands for, what is said of it; `out` marks it as amiss."""
+
+    x: float
+    y: float
+    weight: float = 1.0
+    label: str = ""
+    out: bool = False
+
+
+def dots(
+    title: str,
+    points: Sequence[Dot],
+    *,
+    outlines: Sequence[Dot] = (),
+    across: str,
+    up: str,
+    names: tuple[str, str, str] = ("", "", ""),
+    height: int = 320,
+) -> Html:
+    """Dots on two logarithmic axes (each step doubles), as large as their weight; `outlines` are drawn hollow.
+
+    `names` are the legend's words for the dots, those that are `out`, and the outlines ("" for none).
+    """
+    every = [dot for dot in (*points, *outlines) if dot.x > 0 and dot.y > 0]
+    if not every:
+        return _figure(title, tag("p", "no values", class_="note"))
+    (left, right), (low, high) = (_octaves([dot.x for dot in every]), _octaves([dot.y for dot in every]))
+
+    def place(dot: Dot) -> tuple[str, str]:
+        x = 100 * (math.log2(dot.x) - left) / (right - left)
+        y = 100 * (high - math.log2(dot.y)) / (high - low)
+        return f"{x:.2f}%", f"{y:.2f}%"
+
+    drawn: list[Html] = []
+    for exponent in range(math.ceil(low), math.floor(high) + 1):
+        y = f"{100 * (high - exponent) / (high - low):.2f}%"
+        drawn.append(tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="grid-line"))
+        drawn.append(tag("text", f"{2.0**exponent:,g}", x=-8, y=y, dy="0.32em", class_="tick end"))
+    for exponent in range(math.ceil(left), math.floor(right) + 1):
+        x = f"{100 * (exponent - left) / (right - left):.2f}%"
+        drawn.append(tag("line", x1=x, x2=x, y1=0, y2=height, class_="grid-line"))
+        drawn.append(tag("text", f"{2.0**exponent:,g}", x=x, y=height + 18, class_="tick middle"))
+    for dot in outlines:
+        x, y = place(dot)
+        ring = tag("circle", tag("title", dot.label), cx=x, cy=y, r=5, class_="ring")
+        drawn.append(ring)
+    most = max((dot.weight for dot in points), default=1.0)
+    for dot in sorted(points, key=lambda dot: -dot.weight):
+        if not (dot.x > 0 and dot.y > 0):
+            continue
+        x, y = place(dot)
+        radius = 2.5 + 11.5 * math.sqrt(dot.weight / most) if most > 1 else 3.5
+        drawn.append(
+            tag(
+                "circle", tag("title", dot.label), cx=x, cy=y, r=f"{radius:.1f}", class_="dot out" if dot.out else "dot"
+            )
+        )
+    out = sum(dot.weight for dot in points if dot.out)
+    says = f"{title}: {up} over {across}; {sum(dot.weight for dot in points):,g} {names[0]}, {out:,g} {names[1]}"
+    legend = [(name, look) for name, look in zip(names, ("dot", "dot out", "ring"), strict=True) if name]
+    plot = _plot(drawn, height=height, left=52, right=20, says=says)
+    return _figure(title, plot, across=across, left=52, right=20, up=up, legend=legend)
+
+
+def _octaves(values: Sequence[float]) -> tuple[float, float]:
+    """The span of the values as powers of two, with some room, at least two doublings wide."""
+    low, high = math.log2(min(values)) - 0.25, math.log2(max(values)) + 0.25
+    room = max(0.0, 2.2 - (high - low)) / 2
+    return low - room, high + room
+
+
+def spread(
+    values: Iterable[float], *, low: float | None = None, high: float | None = None, steps: int = 24
+) -> tuple[list[float], list[int]]:
+    """Round edges around the values, and how many lie in each step: what `histogram` draws.
+
+    Values beyond `low` or `high` (where given) count in the outermost steps.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return [0.0, 1.0], [0]
+    first, last = min(finite) if low is None else low, max(finite) if high is None else high
+    edges = nice_ticks(first, last, count=steps + 1)
+    if edges[-1] <= last:  # the last step holds its own upper edge only where it must
+        edges.append(edges[-1] + (edges[-1] - edges[-2]))
+    counts = [0] * (len(edges) - 1)
+    step = edges[1] - edges[0]
+    for value in finite:
+        counts[min(len(counts) - 1, max(0, math.floor((value - edges[0]) / step + 1e-9)))] += 1
+    while len(counts) > 1 and not counts[-1]:
+        counts.pop()
+        edges.pop()
+    return edges, counts
 
 
 def smoothed(points: Sequence[tuple[float, float]], width: int) -> list[tuple[float, float]]:

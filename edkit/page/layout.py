@@ -1,4 +1,4 @@
-"""A page and what stands on it: sections, prose, key figures, tables, folded lists."""
+"""A page and what stands on it: contents, sections, prose, key figures, tables, folded lists, commands."""
 
 from __future__ import annotations
 
@@ -21,8 +21,29 @@ class Figure:
     note: str = ""
 
 
-def render(title: str, *sections: Html, lead: str = "", footer: str = "") -> Html:
-    """The whole page as one HTML document: what it's called, one sentence on what it shows, its sections."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One line of a list of things to do: how much of what, what is best done, where the page tells more."""
+
+    label: str
+    note: str = ""
+    anchor: str = ""  # the id of a section of the page
+    mark: str = ""  # one short word before it
+    good: bool | None = None  # good, bad or neutral (None)
+
+
+def render(
+    title: str,
+    *sections: Html,
+    lead: object = "",
+    footer: object = "",
+    above: str = "",
+    contents: Sequence[tuple[str, str]] = (),
+) -> Html:
+    """The whole page as one HTML document: what it's called, one sentence on what it shows, its sections.
+
+    `above` is a short line over the title (what kind of page it is); `contents` are (label, id of a section).
+    """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
@@ -37,7 +58,13 @@ def render(title: str, *sections: Html, lead: str = "", footer: str = "") -> Htm
     )
     body = tag(
         "body",
-        tag("header", tag("h1", title), tag("p", lead, class_="lead") if lead else ""),
+        tag(
+            "header",
+            tag("p", above, class_="above") if above else "",
+            tag("h1", title),
+            tag("p", lead, class_="lead") if lead else "",
+        ),
+        _contents(contents) if contents else "",
         tag("main", *sections),
         tag("footer", footer) if footer else "",
     )
@@ -51,10 +78,42 @@ def write(path: Path, page: Html) -> Path:
     return path
 
 
-def section(title: str, *parts: object, note: str = "") -> Html:
-    """A titled part of the page; `note` is its opening sentence."""
+def _contents(links: Sequence[tuple[str, str]]) -> Html:
+    items = (tag("li", tag("a", label, href=f"#{anchor}")) for label, anchor in links)
+    return tag("nav", tag("ul", *items), aria_label="Contents", class_="contents")
+
+
+def section(title: object, *parts: object, note: object = "", anchor: str | None = None, badge: object = "") -> Html:
+    """A titled part of the page; `note` is its opening sentence, `anchor` the id that links lead to."""
     opening = tag("p", note, class_="note") if note else ""
-    return tag("section", tag("h2", title), opening, *parts)
+    return tag("section", tag("h2", badge, title), opening, *parts, id=anchor)
+
+
+def badge(text: str, *, good: bool | None = None) -> Html:
+    """A short verdict in a frame: good, bad or neutral (None)."""
+    return tag("span", text, class_=f"badge {'neutral' if good is None else 'good' if good else 'bad'}")
+
+
+def tasks(rows: Sequence[Task]) -> Html:
+    """Things to do, the most urgent first, each with a link to where the page tells more."""
+    items = []
+    for row in rows:
+        mark = badge(row.mark, good=row.good) if row.mark else ""
+        label = tag("a", row.label, href=f"#{row.anchor}") if row.anchor else row.label
+        note = tag("span", row.note, class_="how") if row.note else ""
+        items.append(tag("li", mark, tag("div", tag("span", label, class_="what"), note)))
+    return tag("ol", *items, class_="tasks")
+
+
+def command(text: str, note: object = "") -> Html:
+    """A command to copy: one click selects the whole of it; `note` stands below."""
+    below = tag("p", note, class_="below") if note else ""
+    return tag("div", tag("pre", tag("code", text), tabindex="0"), below, class_="command")
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> Html:
+    """A short list of terms and what is said of each."""
+    return tag("dl", *(join([tag("dt", name), tag("dd", said)]) for name, said in pairs), class_="facts")
 
 
 def group(title: str, *parts: object, note: str = "") -> Html:

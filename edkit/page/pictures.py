@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edkit.data.errors import BadInput
 from edkit.data.image import open_image
-from edkit.page.html import Html, file_url, join, tag
+from edkit.page.html import Html, escape, file_url, join, tag
 from edkit.page.layout import fold
 
 if TYPE_CHECKING:
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 _SMALL = 128  # pixels: up to this side a picture is embedded as it is and scaled up in whole pixels
 _SHARP = 2  # thumbnails hold this many pixels a CSS pixel, for dense screens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A rectangle on a picture: `box` is left, top, right, bottom as parts (0..1) of its width and height.
+
+    "keep" shades all that lies outside; "bad" and "good" frame what lies inside.
+    """
+
+    box: tuple[float, float, float, float]
+    kind: Literal["keep", "bad", "good"] = "bad"
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +48,7 @@ class Picture:
     good: bool | None = None
     href: Path | None = None
     linked: bool = True
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +58,33 @@ class Pair:
     before: Picture
     after: Picture
     label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One picture of a contact sheet: its thumbnail as the bytes of a file (None: it has none), and its name."""
+
+    data: bytes | None
+    href: Path
+    label: str
+    kind: str = "webp"
+
+
+def sheet(tiles: Sequence[Tile], *, page_dir: Path, side: int = 64) -> Html:
+    """Many small pictures close together, each with its file's link and its name as the hint.
+
+    The markup is spare: ten thousand of them open at once.
+    """
+    parts = []
+    for tile in tiles:
+        label, address = escape(tile.label), escape(file_url(tile.href, page_dir))
+        if tile.data is None:
+            inner = '<i title="can&#39;t be read"></i>'
+        else:
+            data = base64.b64encode(tile.data).decode("ascii")
+            inner = f'<img src="data:image/{tile.kind};base64,{data}" alt="{label}" decoding="async" loading="lazy">'
+        parts.append(f'<a href="{address}" title="{label}">{inner}</a>')
+    return tag("div", Html("".join(parts)), class_="sheet", style=f"--side:{side}px")
 
 
 def thumbnail(image: Image.Image, *, box: int) -> Html:
@@ -101,6 +141,8 @@ def _list(kind: str, cards: Sequence[Html], *, box: int, at_first: int | None) -
 
 def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:
     shown, own = _shown(picture, box=box)
+    if picture.marks:
+        shown = tag("span", shown, _marks(picture.marks), class_="marked")
     href = picture.href or own
     if href is not None and picture.linked:
         shown = tag("a", shown, href=file_url(href, page_dir))
@@ -110,6 +152,31 @@ def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:
         tag("small", picture.note, dir="auto") if picture.note else "",
     ]
     return tag("figure", shown, tag("figcaption", *words) if any(words) else "")
+
+
+def _marks(marks: Sequence[Mark]) -> Html:
+    """The rectangles, drawn over the picture whatever size it's shown at."""
+    drawn = []
+    for mark in marks:
+        left, top, right, bottom = (100 * min(1.0, max(0.0, side)) for side in mark.box)
+        if mark.kind == "keep":
+            inside = f"M{left:.2f} {top:.2f}V{bottom:.2f}H{right:.2f}V{top:.2f}Z"
+            drawn.append(tag("path", d=f"M0 0H100V100H0Z{inside}", class_="shade"))
+        drawn.append(
+            tag(
+                "rect",
+                x=f"{left:.2f}",
+                y=f"{top:.2f}",
+                width=f"{right - left:.2f}",
+                height=f"{bottom - top:.2f}",
+                class_=f"frame {mark.kind}",
+                vector_effect="non-scaling-stroke",
+            )
+        )
+    says = "; ".join(mark.label for mark in marks if mark.label)
+    return tag(
+        "svg", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=says or "marked"
+    )
 
 
 _VERDICT = {True: "good", False: "bad", None: "neutral"}
