@@ -67,6 +67,23 @@ _ALL = (
     Outcome(code="tls", what="the host's certificate or TLS failed", again=True),
     Outcome(code="timeout", what="too slow", again=True, hint="run again, or raise --timeout"),
     Outcome(
+        code="robots",
+        what="its site's robots.txt asks not to",
+        hint="--ignore-robots, where you have the owner's leave",
+    ),
+    Outcome(
+        code="robots-unreachable",
+        what="its site's robots.txt could not be read",
+        again=True,
+        hint="run again later",
+    ),
+    Outcome(
+        code="opt-out",
+        what="its owner opts out of use for AI",
+        hint="--ignore-opt-out, where you have the owner's leave",
+    ),
+    Outcome(code="host-failing", what="its host kept failing and was left alone", again=True, hint="run again later"),
+    Outcome(
         code="host-paused",
         what="its host asked to be left alone for longer",
         again=True,
@@ -103,7 +120,7 @@ _HTTP_AGAIN = frozenset({408, 425, 429})
 
 # these depend on the options of the run that met them, so another query asks anew
 OF_THE_QUERY = frozenset(
-    {SURPLUS, DUPLICATE, FETCHED, "private-address"}
+    {SURPLUS, DUPLICATE, FETCHED, "private-address", "robots", "opt-out"}
     | {"too-large", "too-many-pixels", "too-small", "extreme-aspect", "hash"}
 )
 

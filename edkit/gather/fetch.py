@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -36,6 +36,7 @@ from edkit.gather.candidate import FETCHED
 if TYPE_CHECKING:
     from edkit.data.image import Header
 
+CheckHash = Literal["off", "strict", "perceptual"]
 USER_AGENT = f"edkit/{__version__} (collects training images; obeys Retry-After)"
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -59,11 +60,17 @@ class FetchSettings:
     max_pixels: int = DEFAULT_MAX_PIXELS
     min_size: int = 0
     max_aspect: float | None = None
-    check_hash: bool = False
+    check_hash: CheckHash | bool = "off"
     user_agent: str = USER_AGENT
     allow_private: bool = False
+    honour_robots: bool = True
+    honour_opt_out: bool = True  # X-Robots-Tag: noai and its kin, TDM-Reservation: 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.check_hash, bool):  # the switch it was before there were two ways
+            object.__setattr__(self, "check_hash", "strict" if self.check_hash else "off")
+        if self.check_hash not in ("off", "strict", "perceptual"):
+            raise UsageError(f"--check-hash {self.check_hash}: off, strict or perceptual")
         for name in ("concurrency", "per_host", "timeout", "idle_timeout", "max_bytes", "max_pixels"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: more than 0")
@@ -80,6 +87,7 @@ class Request:
     ticket: int
     url: str
     checksum: str = ""  # md5 or sha256, hex
+    phash: str = ""  # 64-bit perceptual hash, 16 hex digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -516,7 +524,7 @@ def _check(one: _Try, trail: _Trail, body: _Body, encoding: str, content_type: s
     if checksum:
         actual = sha256 if len(checksum) == 64 else hashlib.md5(data, usedforsecurity=False).hexdigest()
         matches = actual == checksum
-        if settings.check_hash and not matches:
+        if settings.check_hash == "strict" and not matches:
             raise _Failed("hash", f"{actual} is not {checksum}", num_bytes=len(data))
     staged = body.part.with_suffix(".img")
     body.part.write_bytes(data)
