@@ -19,10 +19,9 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from edkit import demo as module
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import Advance
-from edkit.demo import Demo, demo
+from edkit.demo import Demo, demo, place, web
 
 SMALLER: dict[str, Any] = {"num_pool": 80, "max_steps": 240, "num_samples": 16}
 
@@ -56,7 +55,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     stopper = Stopper(20)
     with pytest.raises(KeyboardInterrupt):
         demo(out, **SMALLER, progress=stopper)
-    return out, json.loads((out / module.RECORD).read_text("utf-8"))
+    return out, json.loads((out / place.RECORD).read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,8 @@ def made(stopped: tuple[Path, dict[str, Any]]) -> Demo:
     return demo(stopped[0], **SMALLER)
 
 
-def wish(**changes: Any) -> module._Wish:
-    return module._Wish(**{"seed": 555, "num_subject": 20, **SMALLER, **changes})
+def wish(**changes: Any) -> place.Wish:
+    return place.Wish(**{"seed": 555, "num_subject": 20, **SMALLER, **changes})
 
 
 def test_a_stopped_demo_keeps_what_was_done_and_goes_on_from_the_step_it_reached(
@@ -75,7 +74,7 @@ def test_a_stopped_demo_keeps_what_was_done_and_goes_on_from_the_step_it_reached
     before = stopped[1]["stages"]
     done = ["given", "scrape", "rename-captions", "dedupe", "filter", "balance", "plan"]
     assert list(before) == done
-    after = json.loads((made.out / module.RECORD).read_text("utf-8"))["stages"]
+    after = json.loads((made.out / place.RECORD).read_text("utf-8"))["stages"]
     assert {name: after[name] for name in done} == before
     rows = (made.out / "3-run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, made.steps + 1))
@@ -83,11 +82,11 @@ def test_a_stopped_demo_keeps_what_was_done_and_goes_on_from_the_step_it_reached
 
 
 def test_it_removes_every_planted_fault_and_nothing_else(made: Demo) -> None:
-    rows = module._rows(wish())
+    rows = web.rows_of(wish())
     planted = Counter(row.fault for row in rows)
     assert all(planted[fault] for fault in ("copy", "resized", "recompressed", "blurred", "cut", "gone", "page"))
-    web = made.out / "1-given" / "web"
-    good = {hashlib.sha256((web / row.name).read_bytes()).hexdigest() for row in rows if not row.fault}
+    files = made.out / "1-given" / "web"
+    good = {hashlib.sha256((files / row.name).read_bytes()).hexdigest() for row in rows if not row.fault}
     left = [path for path in (made.out / "2-data" / "ground_truth").iterdir() if path.suffix == ".jpg"]
     assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in left} == good
     assert len(left) == made.num_ground_truth == SMALLER["num_pool"]
@@ -138,7 +137,7 @@ def test_a_finished_demo_is_left_alone_and_the_command_says_so_in_one_line(made:
     with pytest.raises(UsageError, match="a finished demo"):
         demo(made.out, **SMALLER)
     page = made.page.read_bytes()
-    record = json.loads((made.out / module.RECORD).read_text("utf-8"))
+    record = json.loads((made.out / place.RECORD).read_text("utf-8"))
     assert record["wish"]["seed"] == 555
     command = [sys.executable, "-m", "edkit", "demo", "--out", str(made.out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -164,29 +163,29 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_demo_begun_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
-    module._Place(tmp_path, wish(seed=1))
+    place.Place(tmp_path, wish(seed=1))
     with pytest.raises(UsageError, match="seed 1"):
         demo(tmp_path, **SMALLER)
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / module.RECORD).write_text("[]", "utf-8")
+    (tmp_path / place.RECORD).write_text("[]", "utf-8")
     with pytest.raises(BadInput, match="not the record"):
         demo(tmp_path)
 
 
 def test_a_drawn_seed_is_kept_when_the_demo_goes_on(tmp_path: Path) -> None:
-    module._Place(tmp_path, wish(seed=4711))
-    assert module._drawn_seed(tmp_path) == 4711
+    place.Place(tmp_path, wish(seed=4711))
+    assert place.drawn_seed(tmp_path) == 4711
 
 
 def test_a_seed_says_what_the_web_holds(tmp_path: Path) -> None:
     small = wish(num_pool=40)
-    rows = module._rows(small)
-    assert rows == module._rows(small)
-    assert [row.name for row in rows] != [row.name for row in module._rows(wish(num_pool=40, seed=7))]
+    rows = web.rows_of(small)
+    assert rows == web.rows_of(small)
+    assert [row.name for row in rows] != [row.name for row in web.rows_of(wish(num_pool=40, seed=7))]
     row = next(row for row in rows if row.fault == "blurred")
-    assert module._file(row, 555) == module._file(row, 555) != module._file(row, 7)
+    assert web.file_of(row, 555) == web.file_of(row, 555) != web.file_of(row, 7)
     assert len({row.name for row in rows}) == len(rows)
 
 
@@ -195,7 +194,7 @@ def test_the_server_answers_and_counts_and_takes_its_port_again(tmp_path: Path) 
     import urllib.request
 
     (tmp_path / "a.jpg").write_bytes(b"a")
-    with module._served(tmp_path, 0) as (address, asked):
+    with web.served(tmp_path, 0) as (address, asked):
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(f"{address}/a.jpg") as answer:
             assert answer.read() == b"a"
@@ -203,8 +202,8 @@ def test_the_server_answers_and_counts_and_takes_its_port_again(tmp_path: Path) 
             urllib.request.urlopen(f"{address}/b.jpg")
         assert asked == {"/a.jpg": 1, "/b.jpg": 1}
     port = int(address.rpartition(":")[2])
-    with module._served(tmp_path, port) as (again, _):
+    with web.served(tmp_path, port) as (again, _):
         assert again == address
         if sys.platform != "win32":  # there a port can be shared
-            with module._served(tmp_path, port) as (other, _):
+            with web.served(tmp_path, port) as (other, _):
                 assert other != address

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: {ROOT, "data", room} for room in GROUND - {"data"}},
     **{wing: {ROOT, wing} | GROUND for wing in WINGS},
     "prove": {ROOT, "prove", "train"} | GROUND,
-    "demo": {ROOT} | GROUND | WINGS,
+    "demo": {ROOT, "demo"} | GROUND | WINGS,
     "api": {ROOT, "demo"} | GROUND | WINGS,
     "cli": {ROOT, "cli", "demo"} | GROUND | WINGS,
     "__main__": {"cli"},
