@@ -422,6 +422,45 @@ class Catalog:
                 return
             last = rows[-1][0]
 
+    def add_derived(self, pairs: Iterable[tuple[str, str, Path]], *, by: str) -> None:
+        """Remember what contents were made from: (new sha256, sha256 of what it was made from, its path).
+
+        They are ledger rows of outcome "derived", so whoever asks where a file came from finds its source.
+        """
+        self.ledger_add(
+            LedgerRow(outcome="derived", sha256=new, path=path, reason=f"made by {by}", extra={"from": old})
+            for new, old, path in pairs
+            if new != old
+        )
+
+    def origin(self, sha256: str) -> str:
+        """The content that this one was made from by edkit, at the first source; itself where it was not made."""
+        return self.origins([sha256])[sha256]
+
+    def origins(self, ids: Iterable[str]) -> dict[str, str]:
+        """`origin` of many contents."""
+        asked = list(dict.fromkeys(ids))
+        found = {id: id for id in asked}
+        parents: dict[str, str | None] = {}
+        ahead = asked
+        while ahead:
+            parents.update(dict.fromkeys(ahead))
+            for part in _batches(ahead, _ASK):
+                with self.told():
+                    rows = self.db.execute(
+                        "SELECT sha256, json_extract(extra, '$.from') FROM ledger "
+                        f"WHERE outcome = 'derived' AND sha256 IN ({_marks(part)}) ORDER BY id",
+                        part,
+                    ).fetchall()
+                parents.update(dict(rows))
+            ahead = [old for new in ahead if (old := parents[new]) is not None and old not in parents]
+        for id in asked:
+            seen = {id}
+            while (old := parents.get(found[id])) is not None and old not in seen:
+                seen.add(old)
+                found[id] = old
+        return found
+
     def ledger_count(self, *, query: str | None = None, source: str | None = None, outcome: str | None = None) -> int:
         """How many rows of the ledger match all that is given."""
         where, values = self._ledger_where(query=query, source=source, outcome=outcome)

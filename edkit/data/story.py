@@ -114,12 +114,14 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
             key=lambda decision: (decision.time, decision.operation),
         )
         names = dict.fromkeys([file, *(Path(name) for row in chain for name in (row.src, row.dst) if name)])
-        ledger = {id(row): row for content in sorted(contents) for row in known.ledger(sha256=content)}
+        sources = set(known.origins(contents).values()) - contents  # what edkit made this picture from
+        held = sorted({*contents, *sources})
+        ledger = {id(row): row for content in held for row in known.ledger(sha256=content)}
         if not ledger:
             ledger = {id(row): row for name in names for row in known.ledger(path=name)}
         rows = sorted(ledger.values(), key=lambda row: row.time or 0)
         home = known.state_dir.parent
-    told = [(row.time or 0.0, _fetched(row, sha256)) for row in rows]
+    told = [(row.time or 0.0, _fetched(row, row.sha256 if row.sha256 in sources else sha256)) for row in rows]
     told += [(decision.time, _decided(decision, home)) for decision in decisions]
     sentences = [sentence for _, sentence in sorted(told, key=lambda item: item[0])]
     if not sentences:
@@ -237,6 +239,9 @@ def _fetched(row: LedgerRow, sha256: str | None) -> str:
     place = row.url or row.source or "an unknown place"
     if row.url and row.source:
         place += f" ({row.source}" + (f", row {row.row})" if row.row is not None else ")")
+    if row.outcome == "derived":
+        source = str((row.extra or {}).get("from", ""))
+        place = f"a file of content {source[:12]}"
     what = f"fetched from {place}" if row.outcome == "ok" else f"{row.outcome} from {place}"
     if row.sha256 and sha256 and row.sha256 != sha256:
         what = f"a file of this name, with other content, was {what}"
