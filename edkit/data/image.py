@@ -103,9 +103,9 @@ def open_image(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, int, int] | None = (255, 255, 255),
 ) -> Image.Image:
-    """The whole image in 8-bit sRGB, upright, its transparent parts over `background`.
+    """The whole image in 8-bit sRGB, upright, its transparent parts over `background` (None: left, as RGBA).
 
     `at_least` (width, height of the upright result) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size,
     as long as neither side falls below it. Of an animation the first frame is taken. Raises BadInput where
@@ -375,11 +375,13 @@ def _eight_bit(im: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8), mode=None)
 
 
-def _flatten(im: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _flatten(im: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
     from PIL import Image
 
     if im.mode in ("RGBA", "LA", "La", "RGBa"):
         im = im.convert("RGBA")
+        if background is None:
+            return im
         under = Image.new("RGBA", im.size, (*background, 255))
         return Image.alpha_composite(under, im).convert("RGB")
     # a copy: the opened file must not close it under the caller
