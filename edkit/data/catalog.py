@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from edkit.data.atomic import sha256_of
 from edkit.data.database import close_database, open_database, told, transaction
@@ -32,7 +32,16 @@ from edkit.data.places import Places, state_dir_for
 from edkit.data.progress import SILENT, Progress
 from edkit.data.redo import Site, finish_unfinished
 
-__all__ = ["Catalog", "FactValue", "LedgerRow", "Unreadable", "opened", "state_dir_for"]
+__all__ = [
+    "Catalog",
+    "FactValue",
+    "Gathering",
+    "LedgerRow",
+    "Tried",
+    "Unreadable",
+    "opened",
+    "state_dir_for",
+]
 
 FactValue = int | float | str | bytes | None
 """What a fact can be: ints of 64 bits with sign; anything larger goes as bytes or text."""
@@ -41,8 +50,17 @@ _T = TypeVar("_T")
 _ASK = 500  # names or ids asked for in one SQL statement
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
-_EDKIT_VERSION = 1
-_EDKIT_SCHEMA = """
+_GATHERED_SCHEMA = """
+CREATE TABLE gathering (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, ended REAL, who TEXT NOT NULL, pid INTEGER NOT NULL,
+    command TEXT NOT NULL, query TEXT NOT NULL, folder NOT NULL
+);
+CREATE TABLE gathered (gathering INTEGER NOT NULL, outcome TEXT NOT NULL, num_rows INTEGER NOT NULL,
+    num_bytes INTEGER NOT NULL, PRIMARY KEY (gathering, outcome)) WITHOUT ROWID
+"""
+_EDKIT_VERSION = 2
+_EDKIT_UPGRADES = {2: _GATHERED_SCHEMA}
+_EDKIT_SCHEMA = f"""
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, outcome TEXT NOT NULL, url TEXT,
     final_url TEXT, http_status INTEGER, reason TEXT, sha256 TEXT, num_bytes INTEGER, width INTEGER,
@@ -71,7 +89,8 @@ CREATE INDEX change_dst ON change (dst) WHERE dst IS NOT NULL;
 CREATE INDEX change_sha256 ON change (sha256) WHERE sha256 IS NOT NULL;
 CREATE INDEX change_before ON change (before_sha256) WHERE before_sha256 IS NOT NULL;
 CREATE TABLE staged (operation INTEGER NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (operation, seq))
+    PRIMARY KEY (operation, seq));
+{_GATHERED_SCHEMA}
 """
 
 _FACTS_VERSION = 1
@@ -117,6 +136,46 @@ class LedgerRow:
     who: str | None = None  # None: this user on this machine
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathering:
+    """One run of a command that gathers: what it tried, as it stood when the run ended or was killed."""
+
+    id: int
+    time: float  # seconds since 1970
+    ended: float | None  # None: interrupted, killed, or still at it
+    who: str  # user@host
+    pid: int
+    command: str
+    query: str
+    folder: Path
+    outcomes: Mapping[str, int]  # ledger code -> rows
+    num_bytes: int  # of what was kept
+
+    @property
+    def num_tried(self) -> int:
+        """Rows of the ledger this run wrote."""
+        return sum(self.outcomes.values())
+
+    @property
+    def num_kept(self) -> int:
+        """Images it added."""
+        return self.outcomes.get("ok", 0)
+
+    @property
+    def num_failed(self) -> int:
+        """Rows that gave no image: neither kept, nor good and not needed."""
+        return sum(n for code, n in self.outcomes.items() if code not in ("ok", "duplicate", "surplus"))
+
+
+class Tried(NamedTuple):
+    """The little of a ledger row that says whether its URL is to be tried again."""
+
+    outcome: str
+    query: str | None
+    path: Path | None
+    extra: str | None  # JSON
+
+
 _LEDGER_COLUMNS = tuple(field.name for field in fields(LedgerRow))
 
 
@@ -152,6 +211,7 @@ class Catalog:
                 write=write,
                 durable=True,
                 say=progress.say,
+                upgrades=_EDKIT_UPGRADES,
             )
             try:
                 self._facts_db = open_database(
@@ -375,16 +435,100 @@ class Catalog:
 
     # ------------------------------------------------------------------ ledger
 
-    def ledger_add(self, rows: Iterable[LedgerRow]) -> None:
-        """Add rows to the ledger in one transaction that is on the disk when this returns."""
+    def ledger_add(self, rows: Iterable[LedgerRow], *, gathering: int | None = None) -> None:
+        """Add rows to the ledger in one transaction that is on the disk when this returns.
+
+        `gathering` is the run whose tally they count in.
+        """
         if not self.writable:
             raise StateError("opened for reading: the ledger can't be written", where=str(self.state_dir))
         columns, now = _LEDGER_COLUMNS, time.time()
+        tally: dict[str, list[int]] = {}
+
+        def values() -> Iterator[list[object]]:
+            for row in rows:
+                counted = tally.setdefault(row.outcome, [0, 0])
+                counted[0] += 1
+                counted[1] += row.num_bytes or 0
+                yield self._ledger_values(row, now)
+
         with self.told(), transaction(self.db):
-            self.db.executemany(
-                f"INSERT INTO ledger ({', '.join(columns)}) VALUES ({_marks(columns)})",
-                (self._ledger_values(row, now) for row in rows),
+            self.db.executemany(f"INSERT INTO ledger ({', '.join(columns)}) VALUES ({_marks(columns)})", values())
+            if gathering is not None:
+                self.db.executemany(
+                    "INSERT INTO gathered VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "num_rows = num_rows + excluded.num_rows, num_bytes = num_bytes + excluded.num_bytes",
+                    [(gathering, code, n, num_bytes) for code, (n, num_bytes) in tally.items()],
+                )
+
+    def gathering_begin(self, *, query: str, folder: Path, since: float) -> int:
+        """Enter a run of this catalog's command into the history; its number."""
+        with self.told(), transaction(self.db):
+            number = self.db.execute(
+                "INSERT INTO gathering (time, who, pid, command, query, folder) VALUES (?, ?, ?, ?, ?, ?)",
+                [since, self.who, os.getpid(), _storable(self.command), query, self.places.key(folder)],
+            ).lastrowid
+        assert number is not None
+        return number
+
+    def gathering_end(self, number: int) -> None:
+        """Say that a run came to its end."""
+        with self.told(), transaction(self.db):
+            self.db.execute("UPDATE gathering SET ended = ? WHERE id = ?", [time.time(), number])
+
+    def gatherings(self) -> list[Gathering]:
+        """All runs that gathered, oldest first."""
+        with self.told():
+            if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'gathering'").fetchone():
+                return []  # an older edkit's state, opened for reading
+            tally: dict[int, dict[str, tuple[int, int]]] = {}
+            for number, code, num_rows, num_bytes in self.db.execute("SELECT * FROM gathered"):
+                tally.setdefault(number, {})[code] = (num_rows, num_bytes)
+            rows = self.db.execute(
+                "SELECT id, time, ended, who, pid, command, query, folder FROM gathering ORDER BY id"
+            ).fetchall()
+        return [
+            Gathering(
+                **dict(zip(("id", "time", "ended", "who", "pid", "command", "query"), row[:7], strict=True)),
+                folder=Path(self.places.path(row[7])),
+                outcomes={code: n for code, (n, _) in tally.get(row[0], {}).items()},
+                num_bytes=tally.get(row[0], {}).get("ok", (0, 0))[1],
             )
+            for row in rows
+        ]
+
+    def ledger_tried(self, urls: Iterable[str]) -> dict[str, list[Tried]]:
+        """What was tried of these URLs before, oldest first; a URL never tried is left out."""
+        found: dict[str, list[Tried]] = {}
+        path_of = self.places.path
+        for part in _batches(urls, _ASK):
+            asked = [_storable(url) for url in part]
+            with self.told():
+                rows = self.db.execute(
+                    f"SELECT url, outcome, query, path, extra FROM ledger WHERE url IN ({_marks(asked)}) ORDER BY id",
+                    asked,
+                ).fetchall()
+            for url, outcome, query, path, extra in rows:
+                tried = Tried(outcome, query, None if path is None else Path(path_of(path)), extra)
+                found.setdefault(url, []).append(tried)
+            for url, stored in zip(part, asked, strict=True):
+                if url != stored and stored in found:
+                    found[url] = found[str(stored)]
+        return found
+
+    def ledger_holding(self, ids: Iterable[str], *, outcome: str = "ok") -> dict[str, list[LedgerRow]]:
+        """The rows of this outcome for each of some contents (SHA-256, hex), oldest first."""
+        found: dict[str, list[LedgerRow]] = {}
+        for part in _batches(ids, _ASK):
+            with self.told():
+                rows = self.db.execute(
+                    f"SELECT {', '.join(_LEDGER_COLUMNS)} FROM ledger "
+                    f"WHERE sha256 IN ({_marks(part)}) AND outcome = ? ORDER BY id",
+                    [*part, outcome],
+                ).fetchall()
+            for row in map(self._ledger_row, rows):
+                found.setdefault(str(row.sha256), []).append(row)
+        return found
 
     def _ledger_values(self, row: LedgerRow, now: float) -> list[object]:
         values: dict[str, object] = {name: getattr(row, name) for name in _LEDGER_COLUMNS}

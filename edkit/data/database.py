@@ -6,9 +6,10 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from edkit.data.errors import NoSpace, StateError
@@ -25,10 +26,12 @@ def open_database(
     write: bool,
     durable: bool,
     say: Callable[[str], None],
+    upgrades: Mapping[int, str] = MappingProxyType({}),
 ) -> sqlite3.Connection:
     """Open one database; for reading, an absent file is an empty one in memory.
 
-    `durable` commits wait for the disk. WAL where it works, else a rollback journal (said through `say`).
+    `upgrades[n]` is what brings version n - 1 to n; a reader leaves an older file as it is. `durable`
+    commits wait for the disk. WAL where it works, else a rollback journal (said through `say`).
     Raises StateError for a damaged file or one that a newer edkit wrote.
     """
     with told(path):
@@ -57,6 +60,10 @@ def open_database(
         if known == 0:
             with transaction(db):
                 _create(db, schema, version)
+        elif known < version:
+            with transaction(db):
+                for number in range(known + 1, version + 1):
+                    _create(db, upgrades[number], number)
         return db
 
 

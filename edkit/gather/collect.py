@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edkit.data.catalog import Catalog
 from edkit.data.progress import Advance, Progress
@@ -20,15 +21,20 @@ from edkit.gather.place import Captions, Placer
 Matching = Callable[[Funnel], Iterator[list[Candidate]]]
 """Yields candidates in order, in lists, and fills the funnel as it reads."""
 
-_WINDOW = 4096  # rows on the way at once: how far fetching runs ahead of the slowest row
+_WINDOW = 16_384  # rows on the way at once: how far fetching runs ahead of the slowest row
 _COMMIT_SECONDS = 0.5
 _COMMIT_ROWS = 256
+_ASKED = 500  # candidates looked up in the ledger at a time
+_SKIP_SECONDS = 0.2  # of skipping what is settled, between looks at what has arrived
 
 
 @dataclass(slots=True)
 class Counts:
+    """How the tries of one run ended."""
+
     outcomes: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, dict[str, int]] = field(default_factory=dict)  # host -> how its fetches ended, where asked for
     num_bytes: int = 0
 
     def add(self, code: str, n: int = 1) -> None:
@@ -38,6 +44,14 @@ class Counts:
     def skip(self, why: str) -> None:
         self.skipped[why] = self.skipped.get(why, 0) + 1
 
+    def add_host(self, url: str, code: str) -> None:
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError:
+            host = ""
+        ended = self.hosts.setdefault(host, {})
+        ended[code] = ended.get(code, 0) + 1
+
 
 @dataclass(slots=True)
 class _Row:
@@ -45,6 +59,7 @@ class _Row:
 
     candidate: Candidate
     fetched: Fetched | None = None
+    is_placed: bool = False
 
 
 class Collector:
@@ -59,18 +74,20 @@ class Collector:
         settings: FetchSettings,
         limit: int | None,
         progress: Progress,
+        *,
+        placer: Placer | None = None,  # None: one that writes files
+        by_host: bool = False,
     ) -> None:
-        self.catalog, self.out, self.query, self.settings, self.progress = (
-            *(catalog, out, query),
-            *(settings, progress),
-        )
-        self.limit = limit
-        self.placer = Placer(catalog, out, query=query, captions=captions, options=_options_id(settings))
-        self.before = self.total = catalog.ledger_count(query=query, outcome=KEPT)
+        self.settings, self.progress, self.limit, self.by_host = settings, progress, limit, by_host
+        self.placer = placer or Placer(catalog, out, query=query, captions=captions, options=options_id(settings))
+        self.total = self.placer.num_kept()
         self.counts = Counts()
         self.window: deque[_Row] = deque()  # in table order
         self.by_ticket: dict[int, _Row] = {}  # those not ended yet
         self.failed: list[_Row] = []  # ended, not in the ledger yet
+        self.arrived: list[_Row] = []  # good ones since the last commit
+        self.unasked: deque[Candidate] = deque()  # not looked up in the ledger yet
+        self.fresh: deque[Candidate] = deque()  # looked up: to be tried
         self.num_waiting = 0  # good, and behind a row that has not ended
         self.num_ended = self.num_good = 0
         self.ticket = 0
@@ -91,6 +108,7 @@ class Collector:
                     except KeyboardInterrupt:
                         self._commit(advance)
                         raise
+                    self.placer.finish()
             finished = True
         finally:
             ahead.close()
@@ -102,10 +120,9 @@ class Collector:
 
     def _loop(self, ahead: _Ahead, fetcher: Fetcher, advance: Advance) -> None:
         last_commit = time.monotonic()
-        backlog: deque[Candidate] = deque()
         num_new = 0
         while True:
-            starved = self._hand_out(ahead, backlog, fetcher)
+            starved = self._hand_out(ahead, fetcher, advance)
             nothing_out = not self.by_ticket
             if not nothing_out:
                 for fetched in fetcher.results(timeout=0.1):
@@ -120,41 +137,55 @@ class Collector:
             if self._reached():
                 self._discard()
                 return
-            if ahead.done and not backlog and not self.window:
+            if ahead.done and not (self.unasked or self.fresh or self.window):
                 self._commit(advance)
                 return
 
-    def _hand_out(self, ahead: _Ahead, backlog: deque[Candidate], fetcher: Fetcher) -> bool:
+    def _hand_out(self, ahead: _Ahead, fetcher: Fetcher, advance: Advance) -> bool:
         """Give the fetcher as much as makes sense; True where the tables have nothing ready."""
         requests: list[Request] = []
+        until = time.monotonic() + _SKIP_SECONDS
         starved = False
         room = self._room()
-        while room > 0:
-            if not backlog:
-                some = ahead.take()
-                if some is None:
-                    starved = True
+        while room > 0 and not starved:
+            if not self.fresh:
+                if time.monotonic() > until:
                     break
-                backlog.extend(some)
+                starved = not self._look_up(ahead, advance)
                 continue
-            candidate = backlog.popleft()
-            settled = self.placer.settled(candidate)
-            if settled is not None:
-                self.counts.skip(settled)
-                continue
+            candidate = self.fresh.popleft()
             row = _Row(candidate)
             self.window.append(row)
             room -= 1
-            waits = self.placer.waiting.pop(stage_name(candidate.url), None)
+            waits = self.placer.waiting.pop(stage_name(candidate.url), None) if self.placer.waiting else None
             if waits is not None:
                 row.fetched = waits
                 self.num_waiting += 1
                 continue
             self.ticket += 1
             self.by_ticket[self.ticket] = row
-            requests.append(Request(ticket=self.ticket, url=candidate.url, checksum=candidate.checksum))
+            requests.append(
+                Request(ticket=self.ticket, url=candidate.url, checksum=candidate.checksum, phash=candidate.phash)
+            )
         fetcher.submit(requests)
         return starved
+
+    def _look_up(self, ahead: _Ahead, advance: Advance) -> bool:
+        """Ask the ledger about the next candidates; False where the tables have none ready."""
+        if not self.unasked:
+            some = ahead.take()
+            if some is None:
+                return False
+            self.unasked.extend(some)
+        asked = [self.unasked.popleft() for _ in range(min(_ASKED, len(self.unasked)))]
+        for candidate, why in zip(asked, self.placer.settled_many(asked), strict=True):
+            if why is None:
+                self.fresh.append(candidate)
+            else:
+                self.counts.skip(why)
+        if not self.num_ended and len(self.fresh) < len(asked):
+            advance(0, note=f"{sum(self.counts.skipped.values()):,} settled before")
+        return True
 
     def _room(self) -> int:
         """How many more rows to start: near a limit no more than are likely needed."""
@@ -169,9 +200,12 @@ class Collector:
         row = self.by_ticket.pop(fetched.ticket)
         row.fetched = fetched
         self.num_ended += 1
+        if self.by_host:
+            self.counts.add_host(row.candidate.url, KEPT if fetched.code == FETCHED else fetched.code)
         if fetched.code == FETCHED:
             self.num_good += 1
             self.num_waiting += 1
+            self.arrived.append(row)
         else:
             self.failed.append(row)
 
@@ -187,6 +221,7 @@ class Collector:
                     break
                 good.append((row.candidate, row.fetched))
                 self.num_waiting -= 1
+                row.is_placed = True
             self.window.popleft()
         failed = [(row.candidate, row.fetched) for row in self.failed if row.fetched is not None]
         self.failed.clear()
@@ -204,9 +239,8 @@ class Collector:
                 # duplicates made room under the limit for rows that were held back
                 self._commit(advance)
                 return
-        for row in self.window:
-            if row.fetched is not None and row.fetched.code == FETCHED:
-                self.placer.note(row.candidate, row.fetched)
+        self.placer.note([(r.candidate, r.fetched) for r in self.arrived if r.fetched and not r.is_placed])
+        self.arrived.clear()
 
     def _discard(self) -> None:
         """Past the limit: what was fetched all the same is recorded and removed."""
@@ -216,9 +250,12 @@ class Collector:
         self.counts.add(SURPLUS, len(surplus))
 
 
-def _options_id(settings: FetchSettings) -> str:
+def options_id(settings: FetchSettings) -> str:
     """The options that decide whether an image is taken, as one short id."""
-    judged = (settings.max_bytes, settings.max_pixels, settings.check_hash, settings.allow_private)
+    judged = (
+        *(settings.max_bytes, settings.max_pixels, settings.check_hash, settings.allow_private),
+        *(settings.honour_robots, settings.honour_opt_out),
+    )
     return hashlib.sha256(repr(judged).encode()).hexdigest()[:8]
 
 

@@ -2,13 +2,14 @@
 
 Files lie in `OUT/.incoming/` under the hash of their URL until their turn comes. A batch is placed in this
 order: flush the files, commit the ledger rows that name their places, rename. Whatever is killed in between
-is finished by `recover`: a staged file with a ledger row goes to the place the row names.
+is finished by the next run: a staged file with a ledger row goes to the place the row names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -16,14 +17,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edkit.data.atomic import rename_new, sha256_of, sync_folder
-from edkit.data.catalog import Catalog, LedgerRow
+from edkit.data.catalog import Catalog, LedgerRow, Tried
 from edkit.data.errors import StateError
 from edkit.data.names import Namer
-from edkit.gather.candidate import DUPLICATE, KEPT, OF_THE_QUERY, SURPLUS, Candidate, outcome
+from edkit.gather.candidate import DUPLICATE, FETCHED, KEPT, OF_THE_QUERY, SURPLUS, Candidate, outcome
 from edkit.gather.fetch import Fetched, stage_name
 
 INCOMING = ".incoming"
 Captions = Literal["filename", "sidecar", "both"]
+Good = Sequence[tuple[Candidate, Fetched]]
+
+_NOTES = "waiting.jsonl"
+_JUDGED_BY_OPTIONS = OF_THE_QUERY - {SURPLUS, DUPLICATE, FETCHED, "too-small", "extreme-aspect"}
+# what the ledger has columns for, or no use of
+_NOT_EXTRA = frozenset(
+    {"ticket", "code", "reason", "http_status", "final_url", "sha256", "num_bytes", "width", "height", "suffix"}
+    | {"staged", "tries"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,59 +54,84 @@ class Placer:
         self.staging = out / INCOMING
         self.staging.mkdir(parents=True, exist_ok=True)
         self.waiting: dict[str, Fetched] = {}  # stage name -> an earlier run's file that waits for its turn
+        self._since = time.time()
+        self._gathering: int | None = None  # in the history, once there is something to tell
         self._has_past = catalog.ledger_count() > 0
-        self._noted: set[str] = set()
-        self._hashes: dict[str, Path] = {}  # sha256 -> image of this run
+        self._noted: dict[str, str] = {}  # stage name -> its line among the notes
+        self._num_lines = 0
         self.num_recovered = self._recover()
-        taken = [entry.name for entry in os.scandir(out)]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Look at what stands in the folder."""
+        taken = [entry.name for entry in os.scandir(self.out)]
         self._namer = Namer(taken)
         numbers = [int(stem) for stem in (name.split(".", 1)[0] for name in taken) if stem.isdecimal()]
         self._number = max([0, *numbers])
 
+    def _is_own(self, path: Path) -> bool:
+        """Whether a place in the ledger is one that this placer gives."""
+        return path.parent == self.out and path.suffix != ".tar"
+
+    # ---- what earlier runs leave to do
+
+    def num_kept(self) -> int:
+        """Images of this query over all its runs."""
+        return self.catalog.ledger_count(query=self.query, outcome=KEPT)
+
     def settled(self, candidate: Candidate) -> str | None:
         """Why an earlier run leaves nothing to do for this URL; None where it is to be tried."""
+        return self.settled_many([candidate])[0]
+
+    def settled_many(self, candidates: Sequence[Candidate]) -> list[str | None]:
+        """`settled` for each of them, with one look into the ledger for all."""
         if not self._has_past:
-            return None
-        last: LedgerRow | None = None
-        for row in self.catalog.ledger(url=candidate.url):
-            if row.outcome == KEPT and row.path is not None and row.path.parent == self.out:
+            return [None] * len(candidates)
+        tried = self.catalog.ledger_tried(candidate.url for candidate in candidates)
+        return [self._why_settled(tried.get(candidate.url, ())) for candidate in candidates]
+
+    def _why_settled(self, tried: Sequence[Tried]) -> str | None:
+        last: Tried | None = None
+        for one in tried:
+            if one.outcome == KEPT and one.path is not None and self._is_own(one.path):
                 return "kept before"
-            if row.query == self.query or (row.outcome not in OF_THE_QUERY and row.outcome != KEPT):
-                last = row
+            if one.query == self.query or (one.outcome not in OF_THE_QUERY and one.outcome != KEPT):
+                last = one
         if last is None or outcome(last.outcome).again:
             return None
-        if last.outcome in OF_THE_QUERY and (last.extra or {}).get("options", "") != self.options:
+        if last.outcome in _JUDGED_BY_OPTIONS and json.loads(last.extra or "{}").get("options", "") != self.options:
             return None
         return "the same image kept before" if last.outcome == DUPLICATE else "failed for good before"
 
     # ---- a batch
 
-    def place(self, good: Sequence[tuple[Candidate, Fetched]], failed: Sequence[tuple[Candidate, Fetched]]) -> Placed:
+    def place(self, good: Good, failed: Good) -> Placed:
         """Give the good files, in this order, their names; record them and the failed ones."""
         rows = [self._row(candidate, fetched, code=fetched.code) for candidate, fetched in failed]
         kept: list[tuple[LedgerRow, Path, Fetched]] = []
-        duplicates: list[Path] = []
+        duplicates: list[Fetched] = []
+        names = self._names_of(good)
         for candidate, fetched in good:
             assert fetched.staged is not None
-            same = self._same(fetched.sha256)
+            same = names.get(fetched.sha256)
             if same is not None:
-                reason = f"the same bytes as {same.name}"
-                rows.append(self._row(candidate, fetched, code=DUPLICATE, reason=reason))
-                duplicates.append(fetched.staged)
+                rows.append(self._row(candidate, fetched, code=DUPLICATE, reason=f"the same bytes as {same}"))
+                duplicates.append(fetched)
                 continue
             path, sidecar = self._name(candidate.caption, fetched.suffix)
+            names[fetched.sha256] = path.name
             row = self._row(candidate, fetched, code=KEPT, path=path, sidecar=sidecar)
             rows.append(row)
             kept.append((row, fetched.staged, fetched))
-            self._hashes[fetched.sha256] = path
         if kept:
-            _flush([staged for _, staged, _ in kept], self.staging)
-        if rows:
-            self.catalog.ledger_add(rows)
+            written = [staged for _, staged, _ in kept]
+            written += [_stage_sidecar(row, staged) for row, staged, _ in kept if _has_sidecar(row)]
+            _flush(written, self.staging)
+        self._record(rows)
         for row, staged, _ in kept:
             self._move(row, staged)
-        for staged in duplicates:
-            self._forget(staged)
+        for fetched in duplicates:
+            self._forget(fetched)
         self.catalog.put_seen(_seen(kept))
         return Placed(
             kept=tuple(row.path for row, _, _ in kept if row.path is not None),
@@ -104,44 +139,69 @@ class Placer:
             num_bytes=sum(fetched.num_bytes for _, _, fetched in kept),
         )
 
-    def note(self, candidate: Candidate, fetched: Fetched) -> None:
-        """Remember a good file that waits for rows before it: a run after a kill need not fetch it again."""
-        name = stage_name(candidate.url)
-        if name in self._noted or fetched.staged is None:
+    def note(self, good: Good) -> None:
+        """Remember good files that wait for rows before them: a run after a kill need not fetch them again."""
+        fresh: list[str] = []
+        for candidate, fetched in good:
+            name = stage_name(candidate.url)
+            if name not in self._noted and fetched.staged is not None:
+                values = {k: v for k, v in asdict(fetched).items() if k not in ("ticket", "staged")}
+                line = json.dumps({"stage": name, "query": self.query, "options": self.options, **values}) + "\n"
+                self._noted[name] = line
+                fresh.append(line)
+        if not fresh:
             return
-        values = {k: v for k, v in asdict(fetched).items() if k not in ("ticket", "staged")}
-        part = self.staging / f"{name}.json.part"
-        part.write_text(json.dumps({"query": self.query, "options": self.options, **values}), encoding="utf-8")
-        part.replace(self.staging / f"{name}.json")
-        self._noted.add(name)
+        notes = self.staging / _NOTES
+        self._num_lines += len(fresh)
+        if self._num_lines > 4 * len(self._noted) + 20_000:  # most of them are of files long placed
+            part = notes.with_suffix(".part")
+            part.write_text("".join(self._noted.values()), encoding="utf-8")
+            part.replace(notes)
+            self._num_lines = len(self._noted)
+            return
+        with notes.open("a", encoding="utf-8") as file:
+            file.writelines(fresh)
 
-    def discard(self, surplus: Sequence[tuple[Candidate, Fetched]]) -> None:
-        """Record files past the limit, and remove them."""
-        if surplus:
-            self.catalog.ledger_add([self._row(c, f, code=SURPLUS) for c, f in surplus])
+    def discard(self, surplus: Good, *, reason: str = "") -> None:
+        """Record good files that are not needed, and remove them."""
+        self._record([self._row(c, f, code=SURPLUS, reason=reason) for c, f in surplus])
         for _, fetched in surplus:
-            if fetched.staged is not None:
-                self._forget(fetched.staged)
+            self._forget(fetched)
+
+    def finish(self) -> None:
+        """All candidates have been seen: bring what was held back to its end."""
 
     def close(self, *, finished: bool) -> None:
         """Remove the staging folder; an unfinished run leaves in it what waits for its turn."""
-        keep = (".img", ".json") if not finished else ()
         for entry in list(os.scandir(self.staging)):
-            if not entry.name.endswith(keep or ("\0",)):
+            if finished or not (entry.name.endswith(".img") or entry.name == _NOTES):
                 Path(entry.path).unlink(missing_ok=True)
         if not any(os.scandir(self.staging)):
             self.staging.rmdir()
+        if finished and self._gathering is not None:
+            self.catalog.gathering_end(self._gathering)
 
     # ---- inner
 
-    def _same(self, sha256: str) -> Path | None:
-        """The image of this folder that has these bytes, now or before it was renamed or set aside."""
-        if sha256 in self._hashes:
-            return self._hashes[sha256]
-        for row in self.catalog.ledger(sha256=sha256, outcome=KEPT):
-            if row.path is not None and row.path.parent == self.out:
-                return row.path
-        return None
+    def _record(self, rows: Sequence[LedgerRow]) -> None:
+        """Add rows to the ledger, and to this run's tally in the history."""
+        if not rows:
+            return
+        if self._gathering is None:
+            self._gathering = self.catalog.gathering_begin(query=self.query, folder=self.out, since=self._since)
+        self.catalog.ledger_add(rows, gathering=self._gathering)
+
+    def _names_of(self, good: Good) -> dict[str, str]:
+        """Content -> name of the image of this folder that has it, now or before it was renamed or set aside."""
+        names: dict[str, str] = {}
+        for sha256, rows in self.catalog.ledger_holding({fetched.sha256 for _, fetched in good}).items():
+            for row in rows:
+                if row.path is not None and self._is_own(row.path):
+                    names.setdefault(sha256, self._called(row))
+        return names
+
+    def _called(self, row: LedgerRow) -> str:
+        return row.path.name if row.path is not None else ""
 
     def _name(self, caption: str, suffix: str) -> tuple[Path, bool]:
         """The next free place for a caption, and whether it needs a sidecar."""
@@ -154,7 +214,7 @@ class Placer:
                 sidecar = text is not None or self.captions == "both"
             path = self.out / name
             # a name once given is not given again: undo may want to put its first owner back
-            if next(self.catalog.ledger(path=path), None) is None:
+            if not self._has_past or next(self.catalog.ledger(path=path), None) is None:
                 return path, sidecar
 
     def _row(
@@ -166,6 +226,7 @@ class Placer:
         reason: str = "",
         path: Path | None = None,
         sidecar: bool = False,
+        key: str = "",
     ) -> LedgerRow:
         extra: dict[str, object] = {}
         if self.options:
@@ -176,10 +237,15 @@ class Placer:
             extra["page"] = candidate.page
         if candidate.key:
             extra["key"] = candidate.key
+        if key:
+            extra["shard_key"] = key
         if fetched.tries > 1:
             extra["tries"] = fetched.tries
-        if fetched.checksum_matches is not None:
-            extra["checksum_matches"] = fetched.checksum_matches
+        # whatever else the fetch found out, such as whether the table's hashes match
+        for name in fetched.__dataclass_fields__.keys() - _NOT_EXTRA:
+            value = getattr(fetched, name)
+            if value is not None and value != "":
+                extra[name] = value
         return LedgerRow(
             outcome=code,
             url=candidate.url,
@@ -202,11 +268,10 @@ class Placer:
 
     def _move(self, row: LedgerRow, staged: Path) -> None:
         assert row.path is not None
-        if (row.extra or {}).get("sidecar"):
+        if _has_sidecar(row):
             # first, so that no image ever stands there without its caption
-            part = staged.with_suffix(".txt.part")
-            part.write_text(row.caption or "", encoding="utf-8", newline="\n")
-            part.replace(row.path.with_name(f"{row.path.name[: -len(row.path.suffix)]}.txt"))
+            sidecar = staged.with_suffix(".txt")
+            sidecar.replace(row.path.with_name(f"{row.path.name[: -len(row.path.suffix)]}.txt"))
         try:
             rename_new(str(staged), str(row.path))
         except FileExistsError as error:
@@ -215,57 +280,84 @@ class Placer:
                 where=str(row.path),
                 mend="move it away and run again",
             ) from error
-        self._forget(staged)
+        self._noted.pop(staged.stem, None)
 
-    def _forget(self, staged: Path) -> None:
-        staged.unlink(missing_ok=True)
-        if staged.stem in self._noted:
-            staged.with_suffix(".json").unlink(missing_ok=True)
-            self._noted.discard(staged.stem)
+    def _forget(self, fetched: Fetched) -> None:
+        if fetched.staged is not None:
+            fetched.staged.unlink(missing_ok=True)
+            self._noted.pop(fetched.staged.stem, None)
 
     def _recover(self) -> int:
         """Finish what a killed run had recorded but not renamed, and find what waits for its turn."""
         num_moved = 0
+        notes = self._read_notes()
         for staged in sorted(self.staging.glob("*.img")):
-            row = self._recorded(staged)
-            if row is not None and row.path is not None:
-                if not os.path.lexists(row.path):
-                    self._move(row, staged)
-                    num_moved += 1
-                else:
-                    staged.unlink()
+            sha256 = sha256_of(staged)
+            row = self._recorded(staged, sha256)
+            if row is not None:
+                num_moved += self._finish(row, staged)
                 continue
-            waits = self._noted_before(staged)
-            if waits is None:
+            waits = notes.get(staged.stem)
+            if waits is None or waits.sha256 != sha256:
                 staged.unlink()
             else:
                 self.waiting[staged.stem] = waits
-                self._noted.add(staged.stem)
         for entry in list(os.scandir(self.staging)):
-            name = Path(entry.path)
-            if name.suffix != ".img" and not (name.suffix == ".json" and name.stem in self.waiting):
-                name.unlink(missing_ok=True)
+            if not entry.name.endswith(".img"):
+                Path(entry.path).unlink(missing_ok=True)
+        self._noted = {stage: line for stage, line in self._noted.items() if stage in self.waiting}
+        if self._noted:
+            (self.staging / _NOTES).write_text("".join(self._noted.values()), encoding="utf-8")
+        self._num_lines = len(self._noted)
         return num_moved
 
-    def _recorded(self, staged: Path) -> LedgerRow | None:
-        for row in self.catalog.ledger(sha256=sha256_of(staged), outcome=KEPT):
-            here = row.path is not None and row.path.parent == self.out
+    def _recorded(self, staged: Path, sha256: str) -> LedgerRow | None:
+        for row in self.catalog.ledger(sha256=sha256, outcome=KEPT):
+            here = row.path is not None and self._is_own(row.path)
             if here and row.url is not None and stage_name(row.url) == staged.stem:
                 return row
         return None
 
-    def _noted_before(self, staged: Path) -> Fetched | None:
-        """The note beside a staged file, where it is this query's and the file is what it says."""
+    def _finish(self, row: LedgerRow, staged: Path) -> bool:
+        """Put a file to the place its row names; whether there was anything to do."""
+        if row.path is None or os.path.lexists(row.path):
+            staged.unlink()
+            return False
+        if _has_sidecar(row):
+            _stage_sidecar(row, staged)
+        self._move(row, staged)
+        return True
+
+    def _read_notes(self) -> dict[str, Fetched]:
+        """The files that an earlier run of this query left waiting, by stage name."""
         try:
-            values: dict[str, Any] = json.loads(staged.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if (values.pop("query", None), values.pop("options", None)) != (self.query, self.options):
-            return None
+            lines = (self.staging / _NOTES).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return {}
         known = {field.name for field in fields(Fetched)}
-        if not values.keys() <= known or values.get("sha256") != sha256_of(staged):
-            return None
-        return Fetched(ticket=-1, staged=staged, **values)
+        found: dict[str, Fetched] = {}
+        for line in lines:
+            try:
+                values: dict[str, Any] = json.loads(line)
+            except ValueError:  # the last line of a killed run
+                continue
+            stage = values.pop("stage", "")
+            ours = (values.pop("query", None), values.pop("options", None)) == (self.query, self.options)
+            if ours and values.keys() <= known:
+                found[stage] = Fetched(ticket=-1, staged=self.staging / f"{stage}.img", **values)
+                self._noted[stage] = line
+        return found
+
+
+def _has_sidecar(row: LedgerRow) -> bool:
+    return bool((row.extra or {}).get("sidecar"))
+
+
+def _stage_sidecar(row: LedgerRow, staged: Path) -> Path:
+    """Write a row's caption beside its staged image."""
+    sidecar = staged.with_suffix(".txt")
+    sidecar.write_text(row.caption or "", encoding="utf-8", newline="\n")
+    return sidecar
 
 
 def _seen(kept: Sequence[tuple[LedgerRow, Path, Fetched]]) -> list[tuple[Path, int, int, str]]:

@@ -132,7 +132,7 @@ def test_a_newer_schema_and_a_damaged_file_are_one_line(tmp_path: Path) -> None:
     db.execute("PRAGMA user_version = 99")
     db.close()
     for write in (True, False):
-        with pytest.raises(StateError, match=r"newer edkit \(schema 99, this one knows 1\)"):
+        with pytest.raises(StateError, match=r"newer edkit \(schema 99, this one knows 2\)"):
             Catalog.open(tmp_path, write=write)
     (tmp_path / ".edkit/edkit.db").unlink()
     (tmp_path / ".edkit/facts.db").write_bytes(b"not a database at all" * 100)
