@@ -10,8 +10,10 @@ import typer
 from edkit.cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from edkit.clean.findings import Finding
+    from edkit.clean.fix import Fixed
     from edkit.data.errors import Problem
 
 app = typer.Typer()
@@ -26,7 +28,7 @@ Pretrained = Annotated[
 ]
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: edkit check photos --for sd1")
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit check photos --for sdxl --open")
 def check(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
     family: Annotated[
@@ -36,16 +38,32 @@ def check(
         int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")
     ] = None,
     caption_fallback: Annotated[
-        str | None, typer.Option("--caption-fallback", help="Caption of images whose name is no caption.")
+        str | None,
+        typer.Option("--caption-fallback", help="Caption of images whose name is no caption; --fix writes it down."),
     ] = None,
     radius: Annotated[int, typer.Option("--radius", help="Bits near-duplicates differ in at most.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a page that shows every finding with pictures.")
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First mend what has one safe, lossless mend (undo takes it back).")
+    ] = False,
+    set_aside: Annotated[
+        list[str] | None,
+        typer.Option("--set-aside", metavar="KIND", help="First move the files of this kind of finding to the trash."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--list", help="Print every problem on a line of its own.")] = False,
     workers: Workers = None,
+    dry_run: console.DryRun = False,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
+    show: console.Open = False,
 ) -> None:
-    """List everything in a data root that is broken or doubtful, at once; change nothing."""
+    """List everything in a data root that is broken or doubtful, each with the command that mends it."""
     from edkit.clean.check import check as verb
+    from edkit.clean.files import shown
+    from edkit.clean.findings import kind_of
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
         result = verb(
@@ -54,20 +72,41 @@ def check(
             resolution=resolution,
             caption_fallback=caption_fallback,
             radius=radius,
+            out=_page_of(root, "check") if out is None and show else out,
+            fix=fix,
+            set_aside=set_aside or (),
+            dry_run=dry_run,
             workers=workers,
             state_dir=state_dir,
             progress=ui.progress,
         )
-        if not as_json:
+        if result.fixed is not None:
+            _some(
+                ui,
+                ["file", "would be mended" if dry_run else "mended", "new name"],
+                [
+                    (shown(one.path, root), one.what, "" if one.to is None else shown(one.to, root))
+                    for one in result.fixed.mended
+                ],
+            )
+        lines: list[str] = []
+        for finding in result.findings if not every else ():
+            lines += _told(finding, [one for one in result.problems if kind_of(one) == finding.kind], root)
+        if every or quiet:
             for problem in result.problems:
-                if not quiet or problem.level == "error":
+                if not as_json and (not quiet or problem.level == "error"):
                     typer.echo(str(problem))
         ui.done(
             result,
+            *lines,
+            *(_mends(result.fixed, root, dry_run) if result.fixed is not None else ()),
             f"{_count(result.num_images, 'image')}: {_count(result.num_errors, 'error')},"
-            f" {_count(result.num_warnings, 'warning')}",
+            f" {_count(result.num_warnings, 'warning')}; {result.num_ready:,} can train",
             *(f"note: {note}" for note in result.notes),
+            *([f"page: {result.page} ({console.size(result.page.stat().st_size)})"] if result.page else []),
         )
+    if show and result.page is not None:
+        console.open_page(result.page)
     if result.problems:
         raise typer.Exit(console.FOUND)
 
@@ -243,6 +282,37 @@ def aesthetic_filter(
             f" {dropped:,} {_moved(dry_run, root, dropped)}",
             *_left(result.broken, result.skipped),
         )
+
+
+def _page_of(root: Path, name: str) -> Path:
+    """Where a page goes that is only to be looked at: among the temporary files."""
+    import tempfile
+
+    return Path(tempfile.gettempdir(), f"edkit-{name}-{root.resolve().name or 'root'}.html")
+
+
+def _told(finding: Finding, problems: Sequence[Problem], root: Path) -> list[str]:
+    """One kind of finding in a few lines: its title, where, and the command that mends it."""
+    from edkit.clean.findings import place_of
+    from edkit.data.errors import one_line
+
+    lines = [f"{finding.level}: {finding.title}"]
+    few = 3
+    if len(problems) <= few:
+        wheres = [one_line(f"{place_of(one, root)}: {one.what}") for one in problems]
+    else:
+        names = ", ".join(one_line(place_of(one, root)) for one in problems[:few])
+        wheres = [f"{names} and {len(problems) - few:,} more"]
+    wide = console.stdout().width - 4
+    lines += [f"    {where if len(where) <= wide else where[: wide - 3] + '...'}" for where in wheres]
+    return [*lines, f"    > {finding.mend}" if finding.mend else f"    {finding.by_hand}"]
+
+
+def _mends(fixed: Fixed, root: Path, dry_run: bool) -> list[str]:
+    count = _count(len(fixed.mended), "file")
+    undo = f" (undo: edkit undo {root})" if fixed.operation is not None else ""
+    left = [f"left: {shown_path}: {why}" for shown_path, why in fixed.left]
+    return [f"{count} would be mended" if dry_run else f"{count} mended{undo}", *left]
 
 
 def _some(ui: console.Session, columns: list[str], rows: list[tuple[str, ...]]) -> None:
