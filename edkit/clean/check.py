@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -139,6 +139,7 @@ def _look(
 ) -> Look:
     root = asked.root
     dataset = read(root, caption_fallback=caption_fallback, sizes=False, catalog=catalog, progress=progress)
+    asked = replace(asked, num_images=len(dataset))
     paths = tuple(dict.fromkeys(dataset.paths))
     heads = _heads_fact()
     names = dict.fromkeys((*_FORM, *FACTS_NEEDED, *(name for name in ("taken",) if name in measured_facts.FACTS)))

@@ -18,6 +18,7 @@ _AT_FIRST = 12  # pictures of a finding that stand open
 _AT_MOST = 60  # pictures of a finding that the page holds
 _ROWS = 200  # lines of a table
 _BOX = 168  # CSS pixels of a picture
+_MARKED_BOX = 300  # of one that has something drawn on it
 
 
 def write_page(seen: Look, out: Path, *, fixed: Fixed | None = None, progress: Progress = SILENT) -> Path:
@@ -82,10 +83,11 @@ def _overview(seen: Look, fixed: Fixed | None, root: Path) -> Html:
     rows = [
         layout.Task(
             label=finding.title,
-            note=finding.mend or finding.by_hand,
+            note="" if finding.mend else finding.by_hand,
+            command=finding.mend,
             anchor=finding.kind,
             mark=finding.level,
-            good={"error": False, "warning": None, "note": True}[finding.level] if finding.level == "error" else None,
+            good=False if finding.level == "error" else None,
         )
         for finding, _ in seen.findings
     ]
@@ -112,8 +114,11 @@ def _finding(finding: Finding, spots: Sequence[Spot], root: Path, page_dir: Path
     elif finding.kind in ("near-duplicate", "burst"):
         parts.append(_groups(spots, root, page_dir))
     elif any(spot.image is not None for spot in spots):
-        shown_ones = [_picture(spot, root) for spot in spots[:_AT_MOST]]
-        parts.append(pictures.grid(shown_ones, page_dir=page_dir, box=_BOX, at_first=_AT_FIRST))
+        some = spots[:_AT_MOST]
+        same = len(spots) > 1 and len({spot.problem.what for spot in some}) == 1
+        shown_ones = [_picture(spot, root, said=not same) for spot in some]
+        box = _MARKED_BOX if any(spot.keep is not None for spot in some) else _BOX
+        parts.append(pictures.grid(shown_ones, page_dir=page_dir, box=box, at_first=_AT_FIRST))
         parts.append(_rest(spots[_AT_MOST:], root))
     else:
         rows = [(place_of(spot.problem, root), spot.problem.what) for spot in spots[:_ROWS]]
@@ -123,12 +128,12 @@ def _finding(finding: Finding, spots: Sequence[Spot], root: Path, page_dir: Path
     return layout.section(finding.title, *parts, note=finding.why, anchor=finding.kind, badge=badge)
 
 
-def _picture(spot: Spot, root: Path) -> pictures.Picture:
+def _picture(spot: Spot, root: Path, *, said: bool) -> pictures.Picture:
     assert spot.image is not None
     marks = [] if spot.keep is None else [pictures.Mark(box=spot.keep, kind="keep", label="what the crop leaves")]
     marks += [pictures.Mark(box=box, kind="bad", label="a head that is cut") for box in spot.bad]
     return pictures.Picture(
-        source=spot.image, caption=shown(spot.image, root), note=spot.problem.what, marks=tuple(marks)
+        source=spot.image, caption=shown(spot.image, root), note=spot.problem.what if said else "", marks=tuple(marks)
     )
 
 

@@ -45,6 +45,7 @@ class Finding:
     mend: str  # one command, as typed into a shell; "" where only a person can mend it
     does: str  # what that command does
     by_hand: str  # what a person can do instead
+    first: tuple[str, ...]  # the first places, each with what is wrong there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Asked:
     family: str | None = None
     resolution: int | None = None
     radius: int = 8
+    num_images: int = 0
 
     def check(self, *more: str) -> str:
         """This very check, with more options."""
@@ -135,6 +137,18 @@ def _multiply(asked: Asked, spots: Sequence[Spot]) -> str:
     return command("balance", str(asked.root), *words)
 
 
+def _options(asked: Asked, spots: Sequence[Spot]) -> str:
+    if all(spot.problem.mend == "use a point, not a comma" for spot in spots):
+        return _fix(asked, spots)
+    return _aside("bad-options")(asked, spots)
+
+
+def _tiny(asked: Asked, spots: Sequence[Spot]) -> str:
+    if 2 * len(spots) > asked.num_images:  # a set that is small as a whole is not mended by emptying it
+        return ""
+    return asked.check("--set-aside", "tiny-image")
+
+
 _TO_TRASH = "moves these pictures to the trash, with their sidecars"
 _TEXT_TO_TRASH = "moves these text files to the trash; their folders then train as if they were not there"
 _CAPTION_WHY = (
@@ -187,9 +201,9 @@ KINDS: dict[str, Kind] = {
         one="1 option file can't be understood",
         many="{n} lines of option files can't be understood",
         why="What edkit can't read it never guesses: these folders don't train until it's mended.",
-        mend=_aside("bad-options"),
-        does=_TEXT_TO_TRASH,
-        by_hand="Better: open the file at the line named and mend it. (--fix mends a decimal comma.)",
+        mend=_options,
+        does="mends a decimal comma, or else moves the text files to the trash",
+        by_hand="Better: open the file at the line named and mend it.",
     ),
     "unreadable-folder": Kind(
         one="1 folder can't be read",
@@ -237,9 +251,9 @@ KINDS: dict[str, Kind] = {
         one="1 picture is too small",
         many="{n} pictures are too small",
         why="Smaller than what they are trained at: they train at three quarters or half of it, and teach softness.",
-        mend=_aside("tiny-image"),
+        mend=_tiny,
         does=_TO_TRASH,
-        by_hand="Better: find larger copies.",
+        by_hand="Better: find larger copies; where most are small, train at a lower resolution (--resolution 512).",
     ),
     "extreme-aspect": Kind(
         one="1 picture is too long or too tall",
@@ -396,12 +410,26 @@ def grouped(spots: Iterable[Spot], asked: Asked) -> list[tuple[Finding, list[Spo
     return found
 
 
+_FEW = 3  # places that a finding names
+
+
 def _finding(name: str, level: Level, spots: Sequence[Spot], asked: Asked) -> Finding:
     kind = KINDS.get(name)
     n = len(spots)
+    first = tuple(f"{place_of(spot.problem, asked.root)}: {spot.problem.what}" for spot in spots[:_FEW])
     if kind is None:  # a reader's new kind of problem: told in its own words
-        first = spots[0].problem
-        return Finding(kind=name, level=level, count=n, title=first.what, why="", mend="", does="", by_hand=first.mend)
+        problem = spots[0].problem
+        return Finding(
+            kind=name,
+            level=level,
+            count=n,
+            title=problem.what,
+            why="",
+            mend="",
+            does="",
+            by_hand=problem.mend,
+            first=first,
+        )
     mend = kind.mend(asked, spots) if kind.mend is not None else ""
     return Finding(
         kind=name,
@@ -412,4 +440,5 @@ def _finding(name: str, level: Level, spots: Sequence[Spot], asked: Asked) -> Fi
         mend=mend,
         does=kind.does if mend else "",
         by_hand=kind.by_hand,
+        first=first,
     )

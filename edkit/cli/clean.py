@@ -10,7 +10,7 @@ import typer
 from edkit.cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from edkit.clean.findings import Finding
     from edkit.clean.fix import Fixed
@@ -63,7 +63,6 @@ def check(
     """List everything in a data root that is broken or doubtful, each with the command that mends it."""
     from edkit.clean.check import check as verb
     from edkit.clean.files import shown
-    from edkit.clean.findings import kind_of
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
         result = verb(
@@ -91,7 +90,7 @@ def check(
             )
         lines: list[str] = []
         for finding in result.findings if not every else ():
-            lines += _told(finding, [one for one in result.problems if kind_of(one) == finding.kind], root)
+            lines += _told(finding)
         if every or quiet:
             for problem in result.problems:
                 if not as_json and (not quiet or problem.level == "error"):
@@ -291,21 +290,18 @@ def _page_of(root: Path, name: str) -> Path:
     return Path(tempfile.gettempdir(), f"edkit-{name}-{root.resolve().name or 'root'}.html")
 
 
-def _told(finding: Finding, problems: Sequence[Problem], root: Path) -> list[str]:
+def _told(finding: Finding) -> list[str]:
     """One kind of finding in a few lines: its title, where, and the command that mends it."""
-    from edkit.clean.findings import place_of
     from edkit.data.errors import one_line
 
-    lines = [f"{finding.level}: {finding.title}"]
-    few = 3
-    if len(problems) <= few:
-        wheres = [one_line(f"{place_of(one, root)}: {one.what}") for one in problems]
-    else:
-        names = ", ".join(one_line(place_of(one, root)) for one in problems[:few])
-        wheres = [f"{names} and {len(problems) - few:,} more"]
+    wheres = [one_line(where) for where in finding.first]
+    if finding.count > len(wheres):
+        names = ", ".join(where.split(": ")[0] for where in wheres)
+        wheres = [f"{names} and {finding.count - len(wheres):,} more"]
     wide = console.stdout().width - 4
-    lines += [f"    {where if len(where) <= wide else where[: wide - 3] + '...'}" for where in wheres]
-    return [*lines, f"    > {finding.mend}" if finding.mend else f"    {finding.by_hand}"]
+    lines = [where if len(where) <= wide else f"{where[: wide - 3]}..." for where in wheres]
+    lines.append(f"> {finding.mend}" if finding.mend else finding.by_hand)
+    return [f"{finding.level}: {finding.title}", *(f"    {line}" for line in lines)]
 
 
 def _mends(fixed: Fixed, root: Path, dry_run: bool) -> list[str]:

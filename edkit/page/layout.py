@@ -27,6 +27,7 @@ class Task:
 
     label: str
     note: str = ""
+    command: str = ""
     anchor: str = ""  # the id of a section of the page
     mark: str = ""  # one short word before it
     good: bool | None = None  # good, bad or neutral (None)
@@ -100,7 +101,8 @@ def tasks(rows: Sequence[Task]) -> Html:
     for row in rows:
         mark = badge(row.mark, good=row.good) if row.mark else ""
         label = tag("a", row.label, href=f"#{row.anchor}") if row.anchor else row.label
-        note = tag("span", row.note, class_="how") if row.note else ""
+        how = [tag("code", row.command) if row.command else "", row.note]
+        note = tag("span", *how, class_="how") if any(how) else ""
         items.append(tag("li", mark, tag("div", tag("span", label, class_="what"), note)))
     return tag("ol", *items, class_="tasks")
 
