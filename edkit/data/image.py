@@ -46,6 +46,10 @@ _ORIENTATION_TAG = 0x0112
 Source = Path | str | bytes
 
 
+class TooManyPixels(BadInput):
+    """A header speaks of more pixels than are to be decoded; nothing was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What a file's header says of its image; width and height in pixels, as seen upright."""
@@ -55,6 +59,16 @@ class Header:
     height: int
     orientation: int  # EXIF orientation 1..8; 1 is upright
     mode: str  # Pillow's mode as stored: "RGB", "CMYK", "P", "I;16", ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What else a file's header says of the picture and of how it was made."""
+
+    has_alpha: bool  # an alpha channel, or a colour that stands for transparent
+    camera: str  # EXIF make and model in one line; "": not said
+    taken: str  # EXIF "2024-05-01T12:30:00" by the camera's own clock; "": not said
+    jpeg_quality: int | None  # 1..100 on libjpeg's scale, from the quantization table; None: no JPEG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +112,33 @@ def probe(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
         return _header(im, file)
 
 
+def look(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Header, Details]:
+    """All that the header says, without decoding a pixel; raises as `probe` does."""
+    with _opened(source, max_pixels) as (im, file):
+        return _header(im, file), _details(im, file)
+
+
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    at_least: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> tuple[Header, Details, Image.Image]:
+    """What `look`, `open_image` and `verify` say of a file's bytes, by one opening and (mostly) one decoding.
+
+    Raises BadInput where anything is missing, also where the decoder fills it in silently.
+    """
+    with _opened(data, max_pixels) as (im, file):
+        header, details = _header(im, file), _details(im, file)
+        # what libjpeg made up is flat and stands last; a progressive file may lack detail anywhere
+        _load(im, header.orientation, at_least)
+        missing = _missing_end(data, header.format, im)
+        if missing:
+            raise BadInput(missing, mend=_MEND_BROKEN)
+        return header, details, _seen(im, header.orientation, background)
+
+
 def open_image(
     source: Source,
     *,
@@ -112,25 +153,23 @@ def open_image(
     the file can't be decoded to its end.
     """
     with _opened(source, max_pixels) as (im, file):
-        orientation = _header(im, file).orientation
-        if at_least is not None and im.format in ("JPEG", "MPO"):
-            im.draft(None, at_least[::-1] if orientation >= 5 else at_least)
-        im.load()
-        # Pillow turns TIFFs itself while it loads them
-        if im.format != "TIFF":
-            im = _upright(im, orientation)
-        return _flatten(_srgb(im), background)
+        orientation = _orientation(im, file)
+        _load(im, orientation, at_least)
+        return _seen(im, orientation, background)
 
 
 def verify(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     """Decode to the last row and return the header; BadInput where anything is missing.
 
     Pillow fills what a cut JPEG, PNG, WEBP or GIF lacks when only the end mark or the last blocks are gone.
+    A baseline JPEG is decoded to grey at an eighth: every byte of it is read all the same, block by block, and
+    only pixels are saved.
     """
     data = source if isinstance(source, bytes) else _read(source)
     where = None if isinstance(source, bytes) else os.fspath(source)
     with _opened(data, max_pixels, where=where) as (im, file):
         header = _header(im, file)
+        _reduce(im)
         im.load()
         missing = _missing_end(data, header.format, im)
         if missing:
@@ -230,7 +269,7 @@ def _opened(source: Source, max_pixels: int, *, where: str | None = None) -> Ite
         try:
             with Image.open(file, formats=_formats()) as im:
                 if im.width * im.height > max_pixels:
-                    raise BadInput(
+                    raise TooManyPixels(
                         f"{im.width} x {im.height} is more than {max_pixels:,} pixels",
                         where=where,
                         mend="raise --max-pixels if it is no decompression bomb",
@@ -241,7 +280,7 @@ def _opened(source: Source, max_pixels: int, *, where: str | None = None) -> Ite
         except UnidentifiedImageError as error:
             raise BadInput(_why_unidentified(file), where=where, mend=_MEND_BROKEN) from error
         except Image.DecompressionBombError as error:
-            raise BadInput(
+            raise TooManyPixels(
                 f"more than {max_pixels:,} pixels",
                 where=where,
                 mend="it looks like a decompression bomb: remove it",
@@ -283,22 +322,83 @@ def _header(im: Image.Image, file: BinaryIO) -> Header:
 
 def _orientation(im: Image.Image, file: BinaryIO) -> int:
     """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (as viewers do)."""
-    from PIL import Image
-
     try:
-        if im.format == "PNG" and "exif" not in im.info:
-            # Pillow would decode the whole image to look for a block behind the pixels
-            block = _png_chunk(file, b"eXIf")
-            if block is None and not im.info.keys() & {"XML:com.adobe.xmp", "Raw profile type exif"}:
-                return 1
-            if block is not None:
-                im.info["exif"] = b"Exif\0\0" + block
-            value = Image.Image.getexif(im).get(_ORIENTATION_TAG, 1)
-        else:
-            value = im.getexif().get(_ORIENTATION_TAG, 1)
+        value = _exif(im, file).get(_ORIENTATION_TAG, 1)
     except _broken():
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _exif(im: Image.Image, file: BinaryIO) -> Image.Exif:
+    """The EXIF block, empty where there is none; raises what Pillow raises over a damaged one."""
+    from PIL import Image
+
+    if im.format != "PNG" or "exif" in im.info:
+        return im.getexif()
+    # Pillow would decode the whole image to look for a block behind the pixels
+    block = _png_chunk(file, b"eXIf")
+    if block is not None:
+        im.info["exif"] = b"Exif\0\0" + block
+    elif not im.info.keys() & {"XML:com.adobe.xmp", "Raw profile type exif"}:
+        return Image.Exif()
+    return Image.Image.getexif(im)
+
+
+def _details(im: Image.Image, file: BinaryIO) -> Details:
+    camera, taken = "", ""
+    try:
+        exif = _exif(im, file)
+        if len(exif):
+            make, model = (_words(exif.get(tag)) for tag in (0x010F, 0x0110))
+            camera = model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()
+            own = exif.get_ifd(0x8769)
+            taken = _moment(own.get(0x9003)) or _moment(own.get(0x9004))
+    except _broken():
+        pass  # a damaged block says nothing, as in viewers
+    tables = getattr(im, "quantization", None) if im.format in ("JPEG", "MPO") else None
+    return Details(
+        has_alpha=im.has_transparency_data,
+        camera=camera,
+        taken=taken,
+        jpeg_quality=_jpeg_quality(sum(tables[0])) if tables and len(tables.get(0, ())) == 64 else None,
+    )
+
+
+def _words(value: object) -> str:
+    """An EXIF text in one printable line; cameras pad it with blanks and zeros."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    return " ".join("".join(c if c.isprintable() else " " for c in text.partition("\0")[0]).split())[:120]
+
+
+def _moment(value: object) -> str:
+    """ "2024:05:01 12:30:00" as "2024-05-01T12:30:00"; "" where it is no time that was."""
+    from datetime import datetime
+
+    try:
+        return datetime.strptime(_words(value), "%Y:%m:%d %H:%M:%S").isoformat()  # noqa: DTZ007 - EXIF has no zone
+    except ValueError:
+        return ""
+
+
+def _jpeg_quality(total: int) -> int:
+    """The quality (1..100) whose luminance table, as libjpeg scales it, has the sum nearest to `total`."""
+    sums = _quality_sums()
+    return min(range(100, 0, -1), key=lambda quality: abs(sums[quality] - total))
+
+
+@cache
+def _quality_sums() -> tuple[int, ...]:
+    """Sum of libjpeg's luminance table at every quality (place 0 is unused); falls as the quality rises."""
+    scales = [0, *(5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101))]
+    return tuple(sum(min(255, max(1, (value * scale + 50) // 100)) for value in _LUMINANCE) for scale in scales)
+
+
+_LUMINANCE = (  # ITU-T T.81, table K.1
+    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+)
 
 
 def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
@@ -319,6 +419,19 @@ def _png_chunk(file: BinaryIO, name: bytes) -> bytes | None:
 
 
 # ---- pixels
+
+
+def _load(im: Image.Image, orientation: int, at_least: tuple[int, int] | None) -> None:
+    """Decode; a JPEG at 1/2, 1/4 or 1/8 where both sides stay at least that long."""
+    if at_least is not None and im.format in ("JPEG", "MPO"):
+        im.draft(None, at_least[::-1] if orientation >= 5 else at_least)
+    im.load()
+
+
+def _seen(im: Image.Image, orientation: int, background: tuple[int, int, int]) -> Image.Image:
+    """What was decoded as people see it: upright, 8-bit sRGB, over a background."""
+    # Pillow turns TIFFs itself while it loads them
+    return _flatten(_srgb(im if im.format == "TIFF" else _upright(im, orientation)), background)
 
 
 def _upright(im: Image.Image, orientation: int) -> Image.Image:
@@ -404,23 +517,28 @@ def _missing_end(data: bytes, format: str, im: Image.Image) -> str | None:
     return None
 
 
+def _reduce(im: Image.Image) -> bool:
+    """Have a baseline JPEG of grey or colour decoded to grey at an eighth; False where it can't be.
+
+    Not a progressive one: there an eighth needs only the first of its scans to look right.
+    """
+    if im.format not in ("JPEG", "MPO") or im.mode not in ("L", "RGB") or "progressive" in im.info:
+        return False
+    im.draft("L", (max(1, im.width // 8), max(1, im.height // 8)))
+    return True
+
+
 def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
-    """What a JPEG lacks: its end mark, or image data before it (libjpeg fills both silently with grey)."""
-    position = 2
-    while True:  # marker by marker, over the entropy-coded data of each scan
-        position = data.find(b"\xff", position)
-        if position < 0 or position + 1 >= len(data):
-            return "truncated: the JPEG's end mark is missing"
-        marker = data[position + 1]
-        if marker == 0xD9:
-            break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            position += 1 if marker == 0xFF else 2
-            continue
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    corner = im.crop((im.width - 1 - (im.width - 1) % 8, im.height - 1 - (im.height - 1) % 8, im.width, im.height))
-    # what libjpeg makes up is one flat grey; only then is the second look worth its time
-    if not all(low == high for low, high in _extrema(corner)):
+    """What a JPEG lacks: its end mark, or image data before it (libjpeg fills both in silently)."""
+    progressive = "progressive" in im.info
+    if data[-2:] == b"\xff\xd9" and not progressive and not _made_up(im):
+        return None
+    position, lacking = _jpeg_end(data)
+    if position < 0:
+        return "truncated: the JPEG's end mark is missing"
+    if progressive and lacking:
+        return "truncated: scans are missing before the JPEG's end"
+    if not progressive and not _made_up(im):
         return None
     # more data before the end mark changes nothing in a whole image, and is drawn in a cut one
     again = data[:position] + b"\x2a\x55\x91\x5b\x36\xc9\x6d\x24" * 512 + data[position:]
@@ -428,12 +546,46 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
 
     try:
         with Image.open(io.BytesIO(again), formats=_formats()) as other:
+            if other.size != im.size:
+                other.draft(None, im.size)
             other.load()
             if other.tobytes() == im.tobytes():
                 return None
     except _broken():
         pass
     return "truncated: image data is missing before the JPEG's end"
+
+
+def _made_up(im: Image.Image) -> bool:
+    """Whether a decoded JPEG ends in the flat middle grey that libjpeg draws where data are missing."""
+    corner = im.crop((max(0, im.width - 2), max(0, im.height - 1), im.width, im.height))
+    return all(127 <= low and high <= 128 for low, high in _extrema(corner))  # 127: inverted CMYK
+
+
+def _jpeg_end(data: bytes) -> tuple[int, bool]:
+    """Where the end mark stands (-1: nowhere), and whether the scans before it lack bits of any component."""
+    position, num_components = 2, 0
+    exact: dict[int, int] = {}  # component -> coefficients that came down to their last bit
+    while True:  # marker by marker, over the entropy-coded data of each scan
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 1 >= len(data):
+            return -1, False
+        marker = data[position + 1]
+        if marker == 0xD9:
+            return position, any(count < 64 for count in exact.values()) or len(exact) < num_components
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            position += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        block = data[position + 4 : position + 2 + length]
+        if marker in (0xC0, 0xC1, 0xC2) and len(block) > 5:
+            num_components = block[5]
+        elif marker == 0xDA and block and len(block) >= 4 + 2 * block[0]:
+            first, last, bits = block[1 + 2 * block[0] :][:3]
+            if bits & 15 == 0:
+                for component in block[1 : 1 + 2 * block[0] : 2]:
+                    exact[component] = exact.get(component, 0) + last - first + 1
+        position += 2 + length
 
 
 def _extrema(im: Image.Image) -> list[tuple[float, float]]:

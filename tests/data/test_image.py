@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from edkit.data.errors import BadInput
-from edkit.data.image import Crop, is_image, load_crop, open_image, probe, suffix_for, verify
+from edkit.data.image import Crop, TooManyPixels, is_image, load_crop, open_image, probe, suffix_for, verify
 
 
 def scene(width: int = 96, height: int = 64) -> Image.Image:
@@ -309,3 +309,21 @@ def test_real_photos_verify_and_the_corrupt_one_does_not(shared_data: Path) -> N
         assert verify(path).format == "JPEG"
     with pytest.raises(BadInput):
         verify(shared_data / "duplicates" / "ukbench09268_corrupt.jpg")
+
+
+def test_a_jpeg_with_restart_marks_closed_too_early_is_truncated() -> None:
+    for options in (
+        {"restart_marker_blocks": 1},
+        {"restart_marker_blocks": 7, "subsampling": 2},
+        {"restart_marker_rows": 1},
+    ):
+        data = encoded(scene(400, 300), "JPEG", **options)
+        assert verify(data).width == 400
+        for at in (0.3, 0.6, 0.9):
+            with pytest.raises(BadInput, match="missing before"):
+                verify(_cut(data, at) + b"\xff\xd9")
+
+
+def test_too_many_pixels_is_told_from_a_damaged_file() -> None:
+    with pytest.raises(TooManyPixels):
+        probe(encoded(scene(200, 150), "PNG"), max_pixels=1000)
