@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edkit.data.atomic import sha256_of
-from edkit.data.catalog import Catalog, state_dir_for
+from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
-from edkit.data.image import suffix_for, verify
-from edkit.data.places import Places
 from edkit.data.progress import SILENT, Progress
 from edkit.data.random import draw_seed, integer
-from edkit.gather.candidate import FETCHED, KEPT, Candidate, Funnel
-from edkit.gather.collect import Collector, Counts
-from edkit.gather.fetch import USER_AGENT, Fetched, FetchSettings, stage_name
-from edkit.gather.place import Captions, Placer
+from edkit.gather.candidate import KEPT, Candidate, Funnel
+from edkit.gather.collect import Collector
+from edkit.gather.fetch import USER_AGENT, FetchSettings
+from edkit.gather.local import Imported, Item, Target, absolute, is_safe_path, query_of, run_import
+from edkit.gather.place import Captions
 
-_CHUNK = 128  # images verified, then placed together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedCoco:
-    """What an import found, took and left."""
-
-    out: Path
-    query: str
-    dry_run: bool
-    rows_read: int  # images in the annotations
-    dropped: Mapping[str, int]
-    matched: int
-    skipped: Mapping[str, int]  # kept before
-    outcomes: Mapping[str, int]
-    kept: int
-    total: int  # of this query over all its runs
-    limit: int | None
-    num_bytes: int
-    seconds: float
-    seed: int  # of the caption choice, as drawn where -1 was asked for
-    notes: tuple[str, ...] = ()
-    failed: tuple[tuple[str, str], ...] = ()  # (file name, why), the first hundred
+ImportedCoco = Imported
 
 
 def import_coco(
@@ -61,11 +30,16 @@ def import_coco(
     download: bool = False,
     instances: Path | None = None,
     categories: Sequence[str] = (),
+    exclude_categories: Sequence[str] = (),
+    min_area: float = 0.0,
+    crowds: bool = True,
     caption_choice: Literal["first", "random"] = "first",
     seed: int = 555,
     link: bool = False,
     limit: int | None = None,
     captions: Captions = "filename",
+    licence: str = "",
+    author: str = "",
     concurrency: int = 64,
     per_host: int = 8,
     timeout: float = 30.0,
@@ -75,25 +49,38 @@ def import_coco(
     dry_run: bool = False,
     state_dir: Path | None = None,
     progress: Progress = SILENT,
-) -> ImportedCoco:
+) -> Imported:
     """Put COCO images (those showing one of `categories`, where given) with a caption each into `out`.
 
-    In the order of the annotations file; every image is decoded first, licence and Flickr address go into the
-    ledger. Raises UsageError (options that don't go together, an unknown category) and BadInput (a JSON that
-    is no COCO file).
+    In the order of the annotations file; every image is decoded first, licence and Flickr page go into the
+    ledger (COCO names no authors: the page does). `min_area` is the least share of the image that an object of
+    the category must fill; without `crowds`, objects marked as crowds don't count. Raises UsageError (options
+    that don't go together, an unknown category) and BadInput (a JSON that is no COCO file).
     """
     started = time.monotonic()
     wanted = tuple(c.strip() for part in categories for c in part.split(",") if c.strip())
+    unwanted = tuple(c.strip() for part in exclude_categories for c in part.split(",") if c.strip())
     if (images is None) == (not download):
         raise UsageError("say where the images are: --images DIR, or --download")
     if images is not None and not images.is_dir():
         raise UsageError(f"--images {images}: no such folder")
-    if bool(wanted) != (instances is not None):
+    if bool(wanted or unwanted) != (instances is not None):
         raise UsageError("--category and --instances FILE go together")
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: how many images to have, 1 or more")
-    if captions not in ("filename", "sidecar", "both") or caption_choice not in ("first", "random"):
-        raise UsageError("--captions filename, sidecar or both; --caption-choice first or random")
+    if not 0.0 <= min_area < 1.0 or (min_area and not wanted):
+        raise UsageError(f"--min-area {min_area:g}: a share of the image below 1, with --category")
+    if caption_choice not in ("first", "random"):
+        raise UsageError("--caption-choice first or random")
+    target = Target(
+        out=out,
+        link=link,
+        limit=limit,
+        captions=captions,
+        licence=licence,
+        author=author,
+        dry_run=dry_run,
+        state_dir=state_dir,
+        progress=progress,
+    )
     settings = FetchSettings(
         concurrency=concurrency,
         per_host=per_host,
@@ -104,49 +91,47 @@ def import_coco(
     )
     seed = draw_seed() if seed == -1 else seed
     with progress.task("reading annotations", total=2 if instances else 1, unit="files") as advance:
-        shown = None if instances is None else images_showing(instances, wanted)
+        shown = (
+            None if instances is None else images_showing(instances, wanted, unwanted, min_area=min_area, crowds=crowds)
+        )
         advance(1 if instances else 0)
-        found, funnel = read_captions(annotations, shown, caption_choice=caption_choice, seed=seed)
+        found, funnel = read_captions(
+            annotations, shown, caption_choice=caption_choice, seed=seed, licence=licence, author=author
+        )
         advance(1)
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - lexically, as the catalog does
-    place = os.fsdecode(Places(state_dir_for(out, state_dir)).key(out))
-    asked = json.dumps([str(annotations.resolve()), sorted(wanted), caption_choice, seed, place])
-    query = hashlib.sha256(asked.encode()).hexdigest()[:16]
-    counts, notes, failed = Counts(), [], []
-    if dry_run:
-        with Catalog.open(out, state_dir=state_dir, write=False) as catalog:
-            total = catalog.ledger_count(query=query, outcome=KEPT)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        with Catalog.open(out, state_dir=state_dir, command="import coco", progress=progress) as catalog:
-            if images is None:
-                work = Collector(catalog, out, query, captions, settings, limit, progress)
-                work.run(lambda empty: iter([found]))
-                counts, total = work.counts, work.total
-            else:
-                placer = Placer(catalog, out, query=query, captions=captions)
-                local = _Local(placer, images, link=link, limit=limit)
-                total = local.run(found, progress)
-                counts, failed = local.counts, local.failed
-                if local.num_copied_instead:
-                    notes.append(f"{local.num_copied_instead:,} files were copied: {out} can't hold links to {images}")
-    return ImportedCoco(
-        out=out,
+    asked = [str(annotations.resolve()), sorted(wanted), sorted(unwanted), min_area, crowds, caption_choice, seed]
+    if images is not None or dry_run:
+
+        def items(counted: Funnel) -> Iterator[Item]:
+            counted.rows, counted.dropped, counted.left = funnel.rows, funnel.dropped, funnel.left
+            for candidate in found:
+                item = Item(candidate=candidate, source=(images or absolute(out)) / candidate.key)
+                if not is_safe_path(candidate.key):
+                    item.refused = "unsafe-name"
+                yield item
+
+        return run_import("coco", items, target, asked=asked, expected=len(found), seed=seed)
+    place, query = absolute(out), query_of("coco", target, asked)
+    place.mkdir(parents=True, exist_ok=True)
+    with Catalog.open(place, state_dir=state_dir, command="import coco", progress=progress) as catalog:
+        work = Collector(catalog, place, query, captions, settings, limit, progress)
+        work.run(lambda empty: iter([found]))
+    return Imported(
+        source="coco",
+        out=place,
         query=query,
-        dry_run=dry_run,
+        dry_run=False,
         rows_read=funnel.rows,
         dropped=funnel.dropped,
         matched=funnel.left,
-        skipped=counts.skipped,
-        outcomes=counts.outcomes,
-        kept=counts.outcomes.get(KEPT, 0),
-        total=total,
+        skipped=work.counts.skipped,
+        outcomes=work.counts.outcomes,
+        kept=work.counts.outcomes.get(KEPT, 0),
+        total=work.total,
         limit=limit,
-        num_bytes=counts.num_bytes,
+        num_bytes=work.counts.num_bytes,
         seconds=time.monotonic() - started,
         seed=seed,
-        notes=tuple(notes),
-        failed=tuple(failed[:100]),
     )
 
 
@@ -154,7 +139,13 @@ def import_coco(
 
 
 def read_captions(
-    path: Path, shown: frozenset[int] | None, *, caption_choice: Literal["first", "random"], seed: int
+    path: Path,
+    shown: frozenset[int] | None,
+    *,
+    caption_choice: Literal["first", "random"],
+    seed: int,
+    licence: str = "",
+    author: str = "",
 ) -> tuple[list[Candidate], Funnel]:
     """The images of a captions file as Candidates, in its order; only those in `shown`, where given."""
     data = _load(path, ("images", "annotations"))
@@ -190,7 +181,8 @@ def read_captions(
                     row=row,
                     width=int(image.get("width", 0)),
                     height=int(image.get("height", 0)),
-                    licence=str(licences.get(image.get("license"), "")),
+                    licence=str(licences.get(image.get("license"), "")) or licence,
+                    author=author,
                     page=image.get("flickr_url", ""),
                     key=image["file_name"],
                 )
@@ -201,22 +193,50 @@ def read_captions(
     return found, funnel
 
 
-def images_showing(path: Path, categories: Sequence[str]) -> frozenset[int]:
-    """The ids of the images in an instances file that show one of the categories.
+def images_showing(
+    path: Path,
+    categories: Sequence[str],
+    exclude: Sequence[str] = (),
+    *,
+    min_area: float = 0.0,
+    crowds: bool = True,
+) -> frozenset[int]:
+    """The ids of the images in an instances file that show one of the categories, and none of `exclude`.
 
-    Raises UsageError for an unknown category, naming the nearest.
+    `min_area`: the least share of the image that one such object fills. Raises UsageError for an unknown category,
+    naming the nearest.
     """
     data = _load(path, ("annotations", "categories"))
     try:
         ids = {entry["name"].casefold(): entry["id"] for entry in data["categories"]}
-        wanted = set()
-        for name in categories:
-            if name.casefold() not in ids:
-                near = difflib.get_close_matches(name.casefold(), ids, n=3, cutoff=0.5)
-                hint = ", ".join(near or sorted(ids)[:8])
-                raise UsageError(f"--category {name}: not in {path.name}; there is {hint}")
-            wanted.add(ids[name.casefold()])
-        return frozenset(note["image_id"] for note in data["annotations"] if note.get("category_id") in wanted)
+
+        def ids_of(names: Sequence[str], option: str) -> set[int]:
+            for name in names:
+                if name.casefold() not in ids:
+                    near = difflib.get_close_matches(name.casefold(), ids, n=3, cutoff=0.5)
+                    hint = ", ".join(near or sorted(ids)[:8])
+                    raise UsageError(f"{option} {name}: not in {path.name}; there is {hint}")
+            return {ids[name.casefold()] for name in names}
+
+        wanted, unwanted = ids_of(categories, "--category"), ids_of(exclude, "--exclude-category")
+        areas: dict[int, float] = {}
+        if min_area:
+            areas = {image["id"]: image["width"] * image["height"] for image in data.get("images", [])}
+            if not areas:
+                raise BadInput("has no list of images, which --min-area needs", where=str(path))
+        shown, hidden = set(), set()
+        for note in data["annotations"]:
+            kind, image = note.get("category_id"), note["image_id"]
+            if kind in unwanted:
+                hidden.add(image)
+            if kind in wanted and (crowds or not note.get("iscrowd")):
+                area = note.get("area") or 0.0
+                if not min_area or area >= min_area * areas.get(image, float("inf")):
+                    shown.add(image)
+        if not wanted:
+            # none asked for: all that show nothing unwanted
+            shown = {image["id"] for image in data.get("images", [])} or {n["image_id"] for n in data["annotations"]}
+        return frozenset(shown - hidden)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"not as COCO writes it: {error}", where=str(path)) from error
 
@@ -238,92 +258,3 @@ def _load(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     if missing:
         raise BadInput(f"no COCO file: it has no list of {' or '.join(missing)}", where=str(path))
     return dict(data)
-
-
-# ---- from a folder
-
-
-class _Local:
-    """Copies or links images from a folder through the same staging as a download."""
-
-    def __init__(self, placer: Placer, images: Path, *, link: bool, limit: int | None) -> None:
-        self.placer, self.images, self.link, self.limit = placer, images, link, limit
-        self.counts = Counts()
-        self.failed: list[tuple[str, str]] = []
-        self.num_copied_instead = 0
-
-    def run(self, found: Sequence[Candidate], progress: Progress) -> int:
-        """Import in order; how many images the query has now."""
-        total = self.placer.catalog.ledger_count(query=self.placer.query, outcome=KEPT)
-        waiting = self._new(found)
-        finished = False
-        try:
-            with (
-                ThreadPoolExecutor(min(4, os.cpu_count() or 2)) as pool,
-                progress.task("importing", total=len(found), unit="images") as advance,
-            ):
-                while self.limit is None or total < self.limit:
-                    size = _CHUNK if self.limit is None else min(_CHUNK, self.limit - total)
-                    chunk = list(islice(waiting, size))
-                    if not chunk:
-                        break
-                    results = list(zip(chunk, pool.map(self._stage, chunk), strict=True))
-                    failed = [(c, f) for c, f in results if f.code != FETCHED]
-                    placed = self.placer.place([(c, f) for c, f in results if f.code == FETCHED], failed)
-                    for candidate, fetched in failed:
-                        self.counts.add(fetched.code)
-                        self.failed.append((candidate.key, fetched.reason or fetched.code))
-                    self.counts.add(KEPT, len(placed.kept))
-                    self.counts.add("duplicate", placed.num_duplicates)
-                    self.counts.num_bytes += placed.num_bytes
-                    total += len(placed.kept)
-                    advance(len(chunk))
-            finished = True
-        finally:
-            self.placer.close(finished=finished)
-        return total
-
-    def _new(self, found: Sequence[Candidate]) -> Iterator[Candidate]:
-        for candidate in found:
-            settled = self.placer.settled(candidate)
-            # a local file that was broken may be whole by now: only what was kept is settled
-            if settled is not None and settled != "failed for good before":
-                self.counts.skip(settled)
-            else:
-                yield candidate
-
-    def _stage(self, candidate: Candidate) -> Fetched:
-        """One verified image in the staging folder (in a pool's thread)."""
-        source = self.images / candidate.key
-        try:
-            header = verify(source, max_pixels=FetchSettings().max_pixels)
-        except BadInput as error:
-            code = "broken-image" if source.is_file() else "missing"
-            return Fetched(ticket=0, code=code, reason=error.what)
-        staged = self.placer.staging / f"{stage_name(candidate.url)}.img"
-        staged.unlink(missing_ok=True)
-        self._bring(source, staged)
-        return Fetched(
-            ticket=0,
-            code=FETCHED,
-            sha256=sha256_of(staged),
-            num_bytes=staged.stat().st_size,
-            width=header.width,
-            height=header.height,
-            suffix=suffix_for(header.format),
-            staged=staged,
-        )
-
-    def _bring(self, source: Path, staged: Path) -> None:
-        if self.link:
-            try:
-                os.link(os.path.realpath(source), staged)
-                return
-            except OSError as error:
-                # another volume, a file system without links, or too many of them
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES):
-                    raise
-                self.num_copied_instead += 1
-        part = staged.with_suffix(".part")
-        shutil.copyfile(source, part)
-        part.replace(staged)

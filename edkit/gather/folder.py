@@ -1,0 +1,134 @@
+"""`edkit import folder`: any tree of images, with its captions, subfolders and option files as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from edkit.data.catalog import Catalog
+from edkit.data.dataset import Dataset, read
+from edkit.data.errors import UsageError, one_line
+from edkit.data.journal import Write
+from edkit.data.names import caption_of_stem
+from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
+from edkit.data.progress import SILENT, Progress
+from edkit.gather.candidate import Candidate, Funnel
+from edkit.gather.local import Imported, Item, Notes, Target, absolute, run_import
+from edkit.gather.place import Captions
+
+
+def import_folder(
+    source: Path,
+    *,
+    out: Path,
+    caption: str | None = None,
+    link: bool = False,
+    limit: int | None = None,
+    captions: Captions = "filename",
+    licence: str = "",
+    author: str = "",
+    dry_run: bool = False,
+    state_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Imported:
+    """Put the images of a tree into `out`, in the same subfolders, with the captions edkit reads there.
+
+    YAML sidecars and the folders' option files come along as they are. `caption` is for images that have none (a
+    camera's names). Holds the names and captions of the tree in memory, and no image. Raises UsageError where
+    the tree and `out` overlap.
+    """
+    target = Target(
+        out=out,
+        link=link,
+        limit=limit,
+        captions=captions,
+        caption=caption,
+        licence=licence,
+        author=author,
+        dry_run=dry_run,
+        state_dir=state_dir,
+        progress=progress,
+    )
+    root = absolute(source)
+    check_apart(root, absolute(out))
+    with progress.task("reading the folder", unit="images"):
+        dataset = read(root, sizes=False, caption_fallback=caption)
+
+    def items(funnel: Funnel) -> Iterator[Item]:
+        for i in range(len(dataset)):
+            funnel.rows += 1
+            funnel.left += 1
+            yield _item(dataset, i, root)
+
+    def finish(catalog: Catalog, notes: Notes) -> None:
+        for folder in dataset.folders:
+            for name in _option_files(folder.path):
+                place = absolute(out).joinpath(*folder.key.split("/")) if folder.key else absolute(out)
+                if place.is_dir():
+                    notes.changes.append(Write(place / name.lower(), (folder.path / name).read_bytes(), "imported"))
+        for above in _above(dataset, root):
+            place = absolute(out) / above.parent.relative_to(root)
+            if place.is_dir():
+                notes.changes.append(Write(place / above.name.lower(), above.read_bytes(), "imported"))
+        if dataset.skipped:
+            shown = ", ".join(f"{s.path} ({s.reason})" for s in dataset.skipped[:3])
+            more = f" and {len(dataset.skipped) - 3:,} more" if len(dataset.skipped) > 3 else ""
+            notes.lines.append(f"{len(dataset.skipped):,} other files were not read: {shown}{more}")
+
+    asked = [str(root), caption]
+    return run_import("folder", items, target, asked=asked, finish=finish, expected=len(dataset))
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Raise UsageError where one of the two folders stands in the other."""
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such folder")
+    real, real_out = source.resolve(), out.resolve()
+    if real == real_out or real in real_out.parents or real_out in real.parents:
+        raise UsageError(f"--out {out}: stands in the folder it imports, or holds it; take another")
+
+
+def _item(dataset: Dataset, i: int, root: Path) -> Item:
+    path = dataset.path(i)
+    folder = path.parent.relative_to(root).as_posix()
+    plain = Candidate(url=path.as_uri(), caption="", table=str(root), row=i, key=path.relative_to(root).as_posix())
+    item = Item(candidate=plain, folder="" if folder == "." else folder, source=path)
+    problem = dataset.error(i)
+    if problem is not None:
+        code = "no-caption" if problem.code in ("camera-name", "no-caption") else "bad-caption"
+        item.refused = code
+        item.reason = problem.what if code == "no-caption" else one_line(problem.what, problem.where, problem.mend)
+        return item
+    caption, sources = dataset.caption(i), dataset.sources(i)
+    text = caption.text
+    if not caption.verbatim and sources and sources[0] == path:
+        text = caption_of_stem(path.stem)  # the whole of it, tags too
+    item.candidate = replace(plain, caption=text)
+    there = {suffix: path.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES}
+    sidecars = {suffix: file for suffix, file in there.items() if file.is_file()}
+    if sidecars.keys() & {".yaml", ".yml"} or (sidecars and not caption.verbatim):
+        # what a YAML says (weights, options) no name can carry: then all its sidecars come along, word for word
+        if ".txt" not in sidecars and ".caption" in sidecars:
+            sidecars[".txt"] = sidecars.pop(".caption")
+        item.beside = tuple(sidecars.items())
+        item.sole = bool(sources) and sources[0] != path and sources[0].parent == path.parent
+    return item
+
+
+def _option_files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.lower() in FOLDER_FILES and entry.is_file())
+
+
+def _above(dataset: Dataset, root: Path) -> list[Path]:
+    """The `global.yaml` of folders that hold no images themselves."""
+    with_images = {folder.path for folder in dataset.folders}
+    found: dict[Path, None] = {}
+    for folder in with_images:
+        for above in folder.parents:
+            if above in with_images or not (above == root or root in above.parents):
+                continue
+            for entry in above.iterdir():
+                if entry.name.lower() == "global.yaml":
+                    found[entry] = None
+    return sorted(found)
