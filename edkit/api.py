@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edkit.data.trash import empty as trash_empty  # noqa: F401
     from edkit.demo import demo as demo
     from edkit.gather.coco import import_coco as import_coco
+    from edkit.gather.credits import credits as credits
     from edkit.gather.scrape import scrape as scrape
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "scrape": "edkit.gather.scrape",
     "import_coco": "edkit.gather.coco",
+    "credits": "edkit.gather.credits",
     "check": "edkit.clean.check",
     "dedupe": "edkit.clean.dedupe",
     "filter": "edkit.clean.filter",

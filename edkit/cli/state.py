@@ -61,8 +61,8 @@ def history(
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
 ) -> None:
-    """List what edkit did to a data root: when, who, which command, and whether it was undone."""
-    from edkit.data.story import changes_of
+    """List what edkit did to a data root: what it changed (and whether it was undone), fetched and imported."""
+    from edkit.data.story import changes_of, gatherings
     from edkit.data.story import history as verb
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
@@ -74,7 +74,7 @@ def history(
             )
             ui.done({"operation": operation, "changes": steps}, f"{len(steps):,} changes")
             return
-        entries = verb(root, state_dir=state_dir)
+        entries, runs = verb(root, state_dir=state_dir), gatherings(root, state_dir=state_dir)
         ui.table(
             ["no.", "when", "who", "command", "changes", "skipped", ""],
             [
@@ -90,7 +90,26 @@ def history(
                 for e in entries
             ],
         )
-        ui.done({"operations": entries}, *([] if entries else ["edkit has changed nothing here."]))
+        ui.table(
+            ["gathered", "command", "tried", "kept", "failed", ""],
+            [
+                (
+                    _when(run.time),
+                    run.command,
+                    run.num_tried,
+                    run.num_kept,
+                    run.num_failed,
+                    "" if run.ended is not None else "interrupted",
+                )
+                for run in runs
+            ],
+        )
+        told = [
+            {**console.plain(run), "tried": run.num_tried, "kept": run.num_kept, "failed": run.num_failed}
+            for run in runs
+        ]
+        nothing = [] if entries or runs else ["edkit has changed nothing here."]
+        ui.done({"operations": entries, "gathered": told}, *nothing)
 
 
 @app.command(rich_help_panel=PANEL, epilog='Example: edkit why "photos/a dog_(3).jpg"')

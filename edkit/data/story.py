@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from edkit.data.catalog import Catalog, LedgerRow, Unreadable, opened
+from edkit.data.catalog import Catalog, Gathering, LedgerRow, Unreadable, opened
 from edkit.data.redo import DONE, FINISHED, SKIPPED, TOLD, Row, Site
 
 
@@ -78,6 +78,12 @@ def history(root: Path | Catalog, *, state_dir: Path | None = None) -> list[Oper
     return [Operation(**{**dict(zip(names, row, strict=True)), "finished": bool(row[-1])}) for row in found]
 
 
+def gatherings(root: Path | Catalog, *, state_dir: Path | None = None) -> list[Gathering]:
+    """All runs that fetched or imported images into a data root, oldest first."""
+    with opened(root, state_dir, write=False) as catalog:
+        return catalog.gatherings()
+
+
 def changes_of(root: Path | Catalog, operation: int, *, state_dir: Path | None = None) -> list[Step]:
     """What one operation of the history changed, in its order."""
     with opened(root, state_dir, write=False) as catalog:
@@ -121,7 +127,10 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
             ledger = {id(row): row for name in names for row in known.ledger(path=name)}
         rows = sorted(ledger.values(), key=lambda row: row.time or 0)
         home = known.state_dir.parent
-    told = [(row.time or 0.0, _fetched(row, row.sha256 if row.sha256 in sources else sha256)) for row in rows]
+    if sum(row.path == file and row.outcome == "ok" for row in rows) > 1:
+        told = [(rows[0].time or 0.0, _shard(rows))]
+    else:
+        told = [(row.time or 0.0, _fetched(row, row.sha256 if row.sha256 in sources else sha256)) for row in rows]
     told += [(decision.time, _decided(decision, home)) for decision in decisions]
     sentences = [sentence for _, sentence in sorted(told, key=lambda item: item[0])]
     if not sentences:
@@ -255,6 +264,13 @@ def _fetched(row: LedgerRow, sha256: str | None) -> str:
     if row.author:
         parts.append(f"by {row.author}")
     return f"{_when(row.time or 0)} {', '.join(parts)}."
+
+
+def _shard(rows: list[LedgerRow]) -> str:
+    """A tar of many images, which share one place."""
+    sources = dict.fromkeys(row.source for row in rows if row.source)
+    named = ", ".join(list(sources)[:3]) + (f" and {len(sources) - 3} more tables" if len(sources) > 3 else "")
+    return f"{_when(rows[0].time or 0)} written as a shard of {len(rows):,} images fetched for {named}."
 
 
 def _when(time: float) -> str:

@@ -171,10 +171,10 @@ class Placer:
     def finish(self) -> None:
         """All candidates have been seen: bring what was held back to its end."""
 
-    def close(self, *, finished: bool) -> None:
+    def close(self, *, finished: bool, keep_waiting: bool = False) -> None:
         """Remove the staging folder; an unfinished run leaves in it what waits for its turn."""
         for entry in list(os.scandir(self.staging)):
-            if finished or not (entry.name.endswith(".img") or entry.name == _NOTES):
+            if (finished and not keep_waiting) or not (entry.name.endswith(".img") or entry.name == _NOTES):
                 Path(entry.path).unlink(missing_ok=True)
         if not any(os.scandir(self.staging)):
             self.staging.rmdir()
@@ -242,10 +242,10 @@ class Placer:
         if fetched.tries > 1:
             extra["tries"] = fetched.tries
         # whatever else the fetch found out, such as whether the table's hashes match
-        for name in fetched.__dataclass_fields__.keys() - _NOT_EXTRA:
-            value = getattr(fetched, name)
-            if value is not None and value != "":
-                extra[name] = value
+        for field in fields(fetched):
+            value = getattr(fetched, field.name)
+            if field.name not in _NOT_EXTRA and value is not None and value != "":
+                extra[field.name] = value
         return LedgerRow(
             outcome=code,
             url=candidate.url,
