@@ -123,7 +123,7 @@ def decode(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, int, int] | None = (255, 255, 255),
 ) -> tuple[Header, Details, Image.Image]:
     """What `look`, `open_image` and `verify` say of a file's bytes, by one opening and (mostly) one decoding.
 
@@ -131,7 +131,6 @@ def decode(
     """
     with _opened(data, max_pixels) as (im, file):
         header, details = _header(im, file), _details(im, file)
-        # what libjpeg made up is flat and stands last; a progressive file may lack detail anywhere
         _load(im, header.orientation, at_least)
         missing = _missing_end(data, header.format, im)
         if missing:
@@ -371,11 +370,11 @@ def _words(value: object) -> str:
 
 
 def _moment(value: object) -> str:
-    """ "2024:05:01 12:30:00" as "2024-05-01T12:30:00"; "" where it is no time that was."""
+    """EXIF's "2024:05:01 12:30:00" as "2024-05-01T12:30:00"; "" where it is no time that was."""
     from datetime import datetime
 
     try:
-        return datetime.strptime(_words(value), "%Y:%m:%d %H:%M:%S").isoformat()  # noqa: DTZ007 - EXIF has no zone
+        return datetime.strptime(_words(value), "%Y:%m:%d %H:%M:%S").isoformat()
     except ValueError:
         return ""
 
@@ -428,8 +427,8 @@ def _load(im: Image.Image, orientation: int, at_least: tuple[int, int] | None) -
     im.load()
 
 
-def _seen(im: Image.Image, orientation: int, background: tuple[int, int, int]) -> Image.Image:
-    """What was decoded as people see it: upright, 8-bit sRGB, over a background."""
+def _seen(im: Image.Image, orientation: int, background: tuple[int, int, int] | None) -> Image.Image:
+    """What was decoded as people see it: upright, 8-bit sRGB, over a background (None: transparent as it was)."""
     # Pillow turns TIFFs itself while it loads them
     return _flatten(_srgb(im if im.format == "TIFF" else _upright(im, orientation)), background)
 
@@ -531,6 +530,8 @@ def _reduce(im: Image.Image) -> bool:
 def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
     """What a JPEG lacks: its end mark, or image data before it (libjpeg fills both in silently)."""
     progressive = "progressive" in im.info
+    if not progressive and not _all_restarts(data):
+        return "truncated: image data is missing before the JPEG's end"
     if data[-2:] == b"\xff\xd9" and not progressive and not _made_up(im):
         return None
     position, lacking = _jpeg_end(data)
@@ -546,8 +547,8 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
 
     try:
         with Image.open(io.BytesIO(again), formats=_formats()) as other:
-            if other.size != im.size:
-                other.draft(None, im.size)
+            if (other.mode, other.size) != (im.mode, im.size):
+                other.draft(None if other.mode == im.mode else im.mode, im.size)
             other.load()
             if other.tobytes() == im.tobytes():
                 return None
@@ -556,10 +557,42 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
     return "truncated: image data is missing before the JPEG's end"
 
 
+def _all_restarts(data: bytes) -> bool:
+    """Whether a baseline JPEG with restart marks (each lets the decoder begin afresh) has as many as it must.
+
+    After a missing one libjpeg goes on with what look like blocks.
+    """
+    position, interval, mcus, num_components = 2, 0, 0, 0
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xFF:  # filling
+            position += 1
+            continue
+        if marker in (0xC0, 0xC1):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            sampling = data[position + 11 : position + 2 + length : 3]
+            num_components = len(sampling)
+            across, down = (
+                (max(b >> 4 for b in sampling), max(b & 15 for b in sampling)) if num_components > 1 else (1, 1)
+            )
+            mcus = -(-width // (8 * across)) * -(-height // (8 * down)) if across and down else 0
+        elif marker == 0xDD:
+            interval = int.from_bytes(data[position + 4 : position + 6], "big")
+        elif marker == 0xDA:
+            if not mcus or not interval or data[position + 4] != num_components:
+                return True  # none to count, or several scans
+            found = sum(data.count(bytes((0xFF, 0xD0 + n)), position) for n in range(8))
+            return found >= -(-mcus // interval) - 1
+        elif marker in (0xD9, 0x00):
+            return True
+        position += 2 + length
+    return True
+
+
 def _made_up(im: Image.Image) -> bool:
     """Whether a decoded JPEG ends in the flat middle grey that libjpeg draws where data are missing."""
     corner = im.crop((max(0, im.width - 2), max(0, im.height - 1), im.width, im.height))
-    return all(127 <= low and high <= 128 for low, high in _extrema(corner))  # 127: inverted CMYK
+    return all(low >= 127 and high <= 128 for low, high in _extrema(corner))  # 127: inverted CMYK
 
 
 def _jpeg_end(data: bytes) -> tuple[int, bool]:
