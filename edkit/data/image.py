@@ -548,7 +548,11 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
     try:
         with Image.open(io.BytesIO(again), formats=_formats()) as other:
             if (other.mode, other.size) != (im.mode, im.size):
-                other.draft(None if other.mode == im.mode else im.mode, im.size)
+                # reduced sizes are rounded up, so that the scale can't be had by dividing
+                scale = next(
+                    s for s in (1, 2, 4, 8) if -(-other.width // s) <= im.width and -(-other.height // s) <= im.height
+                )
+                other.draft(None if other.mode == im.mode else im.mode, (other.width // scale, other.height // scale))
             other.load()
             if other.tobytes() == im.tobytes():
                 return None

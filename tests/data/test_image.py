@@ -327,3 +327,11 @@ def test_a_jpeg_with_restart_marks_closed_too_early_is_truncated() -> None:
 def test_too_many_pixels_is_told_from_a_damaged_file() -> None:
     with pytest.raises(TooManyPixels):
         probe(encoded(scene(200, 150), "PNG"), max_pixels=1000)
+
+
+@pytest.mark.parametrize("size", [(91, 235), (75, 41), (7, 9), (8, 8), (1, 1)])
+def test_a_whole_jpeg_that_ends_in_grey_is_whole_at_any_size(size: tuple[int, int]) -> None:
+    im = scene(*size)
+    im.paste((128, 128, 128), (0, size[1] // 2, *size))
+    for subsampling in (0, 2):
+        assert verify(encoded(im, "JPEG", subsampling=subsampling)).width == size[0]
