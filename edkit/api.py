@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edkit.balance.balance import balance as balance
     from edkit.balance.plan import plan as plan
+    from edkit.caption.edit import caption_edit as caption_edit
+    from edkit.caption.move import caption_move as caption_move
     from edkit.caption.rename import rename_captions as rename_captions
+    from edkit.caption.words import caption_words as caption_words
     from edkit.clean.aesthetic_filter import aesthetic_filter as aesthetic_filter
     from edkit.clean.check import check as check
     from edkit.clean.dedupe import dedupe as dedupe
@@ -45,6 +48,9 @@ _WHERE = {
     "filter": "edkit.clean.filter",
     "aesthetic_filter": "edkit.clean.aesthetic_filter",
     "rename_captions": "edkit.caption.rename",
+    "caption_move": "edkit.caption.move",
+    "caption_edit": "edkit.caption.edit",
+    "caption_words": "edkit.caption.words",
     "balance": "edkit.balance.balance",
     "plan": "edkit.balance.plan",
     "train": "edkit.train.loop",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,9 @@ class Wanted:
     write: bool = False  # the caption must stand in a .txt sidecar, whether or not it can be a name
     given: bool = False  # a sidecar (or a cascade) that stays gives this caption: no .txt is needed
     aside: frozenset[str] = frozenset()  # its sidecars that say otherwise: these go to the trash
-    options: Mapping[str, bytes] = field(default_factory=dict)  # those that say otherwise, without what they say
+    rewritten: Mapping[str, bytes] = field(default_factory=dict)  # sidecars that get another content, by name
+    why: str = "its caption"  # why it is called so, for the journal
+    facts: Mapping[str, object] = field(default_factory=dict)  # who gave the caption, for the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +39,20 @@ class Companion:
     tail: str
 
 
-def plan_folder(folder: Path, entries: Iterable[str], images: Sequence[Wanted]) -> list[Change]:
+def plan_folder(
+    folder: Path, entries: Iterable[str], images: Sequence[Wanted], others: Collection[str] = ()
+) -> list[Change]:
     """The changes that name the images of one folder after their captions; none where all is so already.
 
-    `entries` are all names in the folder, the images' too. An image that has a name of the right form keeps
-    it; the others take the lowest free numbers, in natural order (2 before 10). A stem is given once, so that
-    no image comes to share another's sidecar or picks up a stray one.
+    `entries` are all names in the folder, the images' too; `others` are images among them that stay as they
+    are. An image that has a name of the right form keeps it; the others take the lowest free numbers, in
+    natural order (2 before 10). A stem is given once, so that no image comes to share another's sidecar or
+    picks up a stray one.
     """
     entries = list(entries)
     order = sorted(images, key=lambda image: natural(image.name))
-    companions = companions_of(entries, {image.name for image in images})
+    companions = companions_of(entries, {*others, *(image.name for image in images)})
+    settled = {nfc(split(name)[0]) for name in others}  # stems whose sidecars have an image that stays
 
     kept: dict[str, str] = {}  # stem -> the image that has it and keeps it
     for image in order:
@@ -57,22 +63,23 @@ def plan_folder(folder: Path, entries: Iterable[str], images: Sequence[Wanted]) 
     leaving = {image.name for image in order} - keeping
     for image in order:
         stem, _ = split(image.name)
-        if key(stem) not in kept:
+        if key(stem) not in kept and nfc(stem) not in settled:
             leaving.update(companion.name for companion in companions.get(nfc(stem), ()))
     staying = [name for name in entries if name not in leaving]
     namer = Namer(staying)
 
     changes: list[Change] = []
-    gone: set[str] = {split(name)[0] for name in keeping}  # stems whose companions have their image already
+    gone = {nfc(split(name)[0]) for name in keeping} | settled  # stems whose companions have their image already
     for image in order:
         stem, suffix = split(image.name)
         if image.name in keeping:
             new_stem, first = stem, True
         else:
             name, _ = namer.name(image.caption, suffix)
-            new_stem, first = split(name)[0], stem not in gone
-            gone.add(stem)
-            changes.append(Move(folder / image.name, folder / name, f"its caption: {image.caption}"))
+            new_stem, first = split(name)[0], nfc(stem) not in gone
+            gone.add(nfc(stem))
+            why = f"{image.why}: {image.caption}"
+            changes.append(Move(folder / image.name, folder / name, why, facts=image.facts))
         changes += _sidecars(folder, companions.get(nfc(stem), ()), stem, new_stem, image, first=first)
     return _mend_references(folder, changes)
 
@@ -88,11 +95,11 @@ def _sidecars(
         if name in image.aside:
             # written over below: the journal keeps the old content then
             if first and not (needs_text and name == text_name):
-                yield Trash(folder / name, "says otherwise than the file name that is the caption now")
-        elif name in image.options:
+                yield Trash(folder / name, "the file name is its caption now")
+        elif name in image.rewritten:
             if name != target and first:
-                yield Trash(folder / name, "its options go on under the image's new name, without its caption")
-            yield Write(folder / target, image.options[name], "options of a sidecar whose caption was set aside")
+                yield Trash(folder / name, "goes on under the image's new name, with what was changed in it")
+            yield Write(folder / target, image.rewritten[name], image.why, facts=image.facts)
         elif name == target:
             continue
         elif first:
@@ -102,7 +109,7 @@ def _sidecars(
             yield Write(folder / target, content, f"shared by several images of the name {stem}")
     if needs_text:
         why = "a cascade is stronger than a file name" if can_name(image.caption) else "no file name can hold it"
-        yield Write(folder / text_name, image.caption.encode("utf-8"), f"the whole caption: {why}")
+        yield Write(folder / text_name, image.caption.encode("utf-8"), f"the whole caption: {why}", facts=image.facts)
 
 
 def companions_of(entries: Iterable[str], images: set[str]) -> dict[str, list[Companion]]:

@@ -1,7 +1,7 @@
 """`rename-captions`: every image gets the file name that is its caption."""
 
 # text paths: Path objects cost more than the work in loops over 100,000 files
-# ruff: noqa: PTH120, PTH208
+# ruff: noqa: PTH208
 from __future__ import annotations
 
 import os
@@ -12,29 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edkit.caption.folder import MASK, Companion, Wanted, companions_of, nfc, plan_folder, split
+from edkit.caption.sources import YAML, Left, Source, folder_at, whole
+from edkit.caption.yaml_text import without_words
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.names import caption_of_stem, is_camera_name
-from edkit.data.options import SIDECAR_SUFFIXES, Said, one_line_text, read_text, read_yaml
+from edkit.data.options import SIDECAR_SUFFIXES, Said, one_line_text, read_text, read_yaml, said_from_yaml
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import NOTHING_SAID, OPTION_NAMES, Options
 
 if TYPE_CHECKING:
+    from edkit.data.dataset import Dataset
     from edkit.data.journal import Change
-    from edkit.data.sample import Sample
 
-Source = Literal["filename", "sidecar"]
+From = Literal["filename", "sidecar"]
 
 _CASCADES = ("local.yaml", "global.yaml")
 _CAPTION_ERRORS = ("bad-encoding", "bad-yaml", "missing-caption-file")
-_YAML = (".yaml", ".yml")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """An image that was left as it is, and why."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +63,7 @@ def rename_captions(
     root: Path | str,
     *,
     caption: str | None = None,
-    source: Source | None = None,
+    source: From | None = None,
     dry_run: bool = False,
     state_dir: Path | None = None,
     command: str = "",
@@ -90,19 +83,11 @@ def rename_captions(
     from edkit.data.dataset import read
     from edkit.data.journal import Move, Write, apply
 
-    root = Path(root).absolute()
-    if not root.is_dir():
-        raise UsageError("no such folder", where=str(root))
+    root = folder_at(root)
     if caption is not None and source is not None:
         raise UsageError("--caption and --from say two different things", mend="give one of them")
     if caption is not None:
-        caption = caption.strip()
-        if not caption:
-            raise UsageError(
-                "an empty caption can't name an image",
-                where="--caption",
-                mend="empty .txt sidecars make empty captions",
-            )
+        caption = _given(caption)
 
     with Catalog.open(root, state_dir=state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
@@ -111,42 +96,40 @@ def rename_captions(
         changes: list[Change] = []
         left: list[Left] = []
         notes: list[str] = []
-        num_wanted = 0
+        num_wanted = num_renamed = 0
         aside: set[Path] = set()
         stripped: set[Path] = set()
-        folders: dict[str, list[Sample]] = {}
-        for sample in dataset:
-            folders.setdefault(os.path.dirname(sample.path), []).append(sample)
-        unclear = {
-            dataset.path(i): problem
-            for i in range(len(dataset))
-            if (problem := dataset.error(i)) is not None and problem.code in _CAPTION_ERRORS
-        }
         with progress.task("naming", total=len(dataset)) as advance:
-            for folder in sorted(folders):
+            for folder, members in _folders(dataset).items():
                 cascade = _cascade_main(Path(folder), root)
-                samples = _without_masks(folders[folder])
+                names = {name for _, name in members}
                 entries = os.listdir(folder)
-                companions = companions_of(entries, {sample.path.name for sample in samples})
-                wanted = []
-                for sample in samples:
-                    found = _wanted(sample, companions, caption, source, cascade)
-                    if sample.path in unclear and caption is None and source != "filename":
-                        found = _left_for(sample.path, unclear[sample.path])
+                companions = companions_of(entries, names)
+                stems = {split(name)[0] for name in names}
+                masks = {n for n in names if (s := split(n)[0]).endswith(MASK) and s.removesuffix(MASK) in stems}
+                wanted: list[Wanted] = []
+                others: list[str] = []
+                for i, name in members:
+                    if name in masks:
+                        continue
+                    found = _wanted(dataset, i, name, companions, caption, source, cascade)
                     if isinstance(found, Left):
                         left.append(found)
+                        others.append(name)
                     else:
                         wanted.append(found)
                         aside.update(Path(folder, name) for name in found.aside)
-                        stripped.update(Path(folder, name) for name in found.options)
+                        stripped.update(Path(folder, name) for name in found.rewritten)
                 if cascade is not None and any(image.write for image in wanted):
                     notes.append(
                         f"{_relative(cascade, root)} gives a main prompt, which is stronger than file names: "
                         f"it stays, and the captions in {_relative(folder, root)} stand in .txt sidecars too"
                     )
-                changes += plan_folder(Path(folder), entries, wanted)
+                planned = plan_folder(Path(folder), entries, wanted, others)
+                num_renamed += sum(isinstance(change, Move) and change.src.name in names - masks for change in planned)
+                changes += planned
                 num_wanted += len(wanted)
-                advance(len(folders[folder]))
+                advance(len(members))
         if not num_wanted:
             first = left[0]
             raise BadInput(
@@ -155,74 +138,120 @@ def rename_captions(
                 mend='say what the pictures show: --caption "person"',
             )
         applied = apply(catalog, changes, verb="rename-captions", command=command, dry_run=dry_run, progress=progress)
-    left += [Left(path=_subject(change), reason=why) for change, why in applied.skipped]
-    failed = {id(change) for change, _ in applied.skipped}
-    done = [change for change in changes if id(change) not in failed]
-    images = set(dataset.paths)
-    moved = [change for change in done if isinstance(change, Move)]
-    num_renamed = sum(change.src in images for change in moved)
+    if applied.skipped:
+        left += [Left(path=_subject(change), reason=why) for change, why in applied.skipped]
+        failed = {id(change) for change, _ in applied.skipped}
+        images = set(dataset.paths)
+        num_renamed -= sum(isinstance(change, Move) and change.src in images for change, _ in applied.skipped)
+        changes = [change for change in changes if id(change) not in failed]
+    num_moved = sum(isinstance(change, Move) for change in changes)
     return Renamed(
         root=root,
         num_images=len(dataset),
         num_renamed=num_renamed,
         num_right=num_wanted - num_renamed,
-        num_followed=len(moved) - num_renamed,
+        num_followed=num_moved - num_renamed,
         num_set_aside=len(aside),
         num_options_kept=len(stripped),
-        num_written=sum(isinstance(change, Write) and change.path.suffix == ".txt" for change in done),
+        num_written=sum(isinstance(change, Write) and change.path.suffix == ".txt" for change in changes),
         left=tuple(left),
         notes=tuple(notes),
-        steps=tuple(_step(change, root) for change in done),
+        steps=tuple(_step(change, root) for change in changes),
         operation=applied.operation,
         dry_run=dry_run,
     )
 
 
-def _without_masks(samples: list[Sample]) -> list[Sample]:
-    """The images of a folder, less those that are another's mask and go with it."""
-    stems = {split(sample.path.name)[0] for sample in samples}
-    masked = {stem + MASK for stem in stems} & stems
-    return [sample for sample in samples if split(sample.path.name)[0] not in masked]
+def _given(caption: str) -> str:
+    """A caption as it was typed, on one line; UsageError where it can't be one."""
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"not Unicode: {caption!a}", where="--caption", mend="type it in UTF-8") from error
+    caption = one_line_text(caption.lstrip("\ufeff"))
+    if not caption:
+        raise UsageError(
+            "an empty caption can't name an image", where="--caption", mend="empty .txt sidecars make empty captions"
+        )
+    return caption
+
+
+def _folders(dataset: Dataset) -> dict[str, list[tuple[int, str]]]:
+    """(row, name) of the images of each folder, the folders in sorted order."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for i in range(len(dataset)):
+        folder, name = os.path.split(dataset.path(i))
+        found.setdefault(folder, []).append((i, name))
+    return dict(sorted(found.items()))
 
 
 def _wanted(
-    sample: Sample,
+    dataset: Dataset,
+    i: int,
+    name: str,
     companions: Mapping[str, list[Companion]],
     caption: str | None,
-    source: Source | None,
+    source: From | None,
     cascade: Path | None,
 ) -> Wanted | Left:
     """The caption that one image is to be named by, and what its sidecars say to it."""
-    path = sample.path
-    stem = split(path.name)[0]
-    by_name = path in sample.sources  # no sidecar and no cascade gives a main prompt
-    own = [found for found in sample.sources if found != path and found.name.lower() not in _CASCADES]
-    if caption is None and source != "filename" and not by_name:
-        if source == "sidecar" and not own:
-            return Left(path=path, reason="no sidecar gives it a caption")
-        return Wanted(name=path.name, caption=_whole(sample), given=True)
-    if caption is None:
-        if source == "sidecar":
-            return Left(path=path, reason="no sidecar gives it a caption")
-        if is_camera_name(stem):
-            return Left(path=path, reason="a camera or a program gave this name; it is no caption")
-        caption = caption_of_stem(stem)
-        if not caption:
-            return Left(path=path, reason="its name says nothing before the first _")
-        if source is None:
-            return Wanted(name=path.name, caption=caption)
-    return _overruling(path, companions.get(nfc(stem), ()), caption, cascade)
+    stem = split(name)[0]
+    beside = companions.get(nfc(stem), ())
+    if caption is not None:
+        return _overruling(dataset.path(i), beside, caption, cascade)
+    path = dataset.path(i)
+    problem = dataset.error(i)
+    if source != "filename" and problem is not None and problem.code in _CAPTION_ERRORS:
+        return _left_for(path, problem)
+    if source != "filename" and (beside or cascade is not None):
+        sources = dataset.sources(i)
+        own = [found for found in sources if found != path and found.name.lower() not in _CASCADES]
+        if path not in sources and (own or source != "sidecar"):
+            return Wanted(name=name, caption=whole(dataset.caption(i)), given=True)
+    if source == "sidecar":
+        return Left(path=path, reason="no sidecar gives it a caption")
+    if is_camera_name(stem):
+        return Left(path=path, reason="a camera or a program gave this name; it is no caption")
+    caption = caption_of_stem(stem)
+    if not caption:
+        return Left(path=path, reason="its name says nothing before the first _")
+    if source is None:
+        return Wanted(name=name, caption=caption)
+    return _overruling(path, beside, caption, cascade)
 
 
 def _overruling(path: Path, companions: Iterable[Companion], caption: str, cascade: Path | None) -> Wanted | Left:
     """The image under a caption that its sidecars may not agree with."""
+    found = overruled(path, companions, caption)
+    if isinstance(found, Left):
+        return found
+    agrees, aside, options = found
+    return Wanted(
+        name=path.name,
+        caption=caption,
+        write=cascade is not None,
+        given=agrees,
+        aside=aside,
+        rewritten=options,
+        why="its caption",
+    )
+
+
+def overruled(
+    path: Path, companions: Iterable[Companion], caption: str
+) -> tuple[bool, frozenset[str], dict[str, bytes]] | Left:
+    """What a new caption makes of an image's sidecars.
+
+    Whether one of them says that very caption; the names of those that say otherwise and have nothing else
+    to say; and the new contents of the YAML among them whose options stay.
+    """
     aside: set[str] = set()
     options: dict[str, bytes] = {}
     agrees = False
     for companion in companions:
         name, suffix = companion.name, companion.tail.lower()
         sidecar = path.with_name(name)
-        if suffix in _YAML:
+        if suffix in YAML:
             said = read_yaml(sidecar)
             errors = [problem for problem in said.problems if problem.level == "error"]
             if errors:
@@ -234,8 +263,8 @@ def _overruling(path: Path, companions: Iterable[Companion], caption: str, casca
                 continue  # it says nothing of the caption
             if words.prompt == caption and not words.tags and not words.more:
                 agrees = True
-            elif said.options != NOTHING_SAID:
-                options[name] = dump_options(said.options)
+            elif (kept := _options_alone(sidecar, read_text(sidecar), said.options)) is not None:
+                options[name] = kept
             else:
                 aside.add(name)
         elif suffix in SIDECAR_SUFFIXES:
@@ -243,14 +272,7 @@ def _overruling(path: Path, companions: Iterable[Companion], caption: str, casca
                 agrees = True
             else:
                 aside.add(name)
-    return Wanted(
-        name=path.name,
-        caption=caption,
-        write=cascade is not None,
-        given=agrees,
-        aside=frozenset(aside),
-        options=options,
-    )
+    return agrees, frozenset(aside), options
 
 
 def _text_of(sidecar: Path) -> str | None:
@@ -264,9 +286,18 @@ def _left_for(path: Path, problem: Problem) -> Left:
     return Left(path=path, reason=f"{Path(problem.where).name}: {problem.what}")
 
 
-def _whole(sample: Sample) -> str:
-    """The caption with all its tags, in their order."""
-    return ", ".join(part for part in (sample.caption.text, *(tag.text for tag in sample.caption.tags)) if part)
+def options_alone(source: Source) -> bytes | None:
+    """A YAML sidecar without its caption; None where it has no options to keep."""
+    return _options_alone(source.path, source.text, source.options)
+
+
+def _options_alone(path: Path, text: str, options: Options) -> bytes | None:
+    if options == NOTHING_SAID:
+        return None
+    kept = without_words(text, path)
+    if kept is not None and said_from_yaml(kept, path).options == options:
+        return kept.encode("utf-8")
+    return dump_options(options)
 
 
 def dump_options(options: Options) -> bytes:
@@ -294,7 +325,9 @@ def _cascade_main(folder: Path, root: Path) -> Path | None:
 
 
 def _relative(path: Path | str, root: Path) -> str:
-    return Path(path).relative_to(root).as_posix()
+    text, home = os.fspath(path), os.fspath(root).rstrip(os.sep) + os.sep
+    text = text[len(home) :] if text.startswith(home) else Path(text).relative_to(root).as_posix()
+    return text.replace(os.sep, "/") if os.sep != "/" else text
 
 
 def _subject(change: Change) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -208,7 +208,7 @@ class Reader:
         if all(words.prompt is None for words, _ in sources):
             text, from_name = self._named(stem, listing.path, name, row)
             sources.insert(len(own), (Words(text, True), BY_NAME if from_name else BY_FALLBACK))
-        caption, used, losers = _joined(sources, options.caption_style or "tags")
+        caption, used, losers = joined(sources, options.caption_style or "tags")
         if losers:
             if all(label.startswith(".") for label in losers):
                 winner = next(label for words, label in sources if words.prompt is not None)
@@ -582,7 +582,7 @@ class Reader:
             )
 
 
-def _joined(sources: list[tuple[Words, str]], style: Any) -> tuple[str | Caption, tuple[str, ...], list[str]]:
+def joined(sources: Sequence[tuple[Words, str]], style: Any) -> tuple[str | Caption, tuple[str, ...], list[str]]:
     """The caption of its sources, strongest first; the labels of those used, and of lost main prompts."""
     lead = next(i for i, (words, _) in enumerate(sources) if words.prompt is not None)
     first, label = sources[lead]
