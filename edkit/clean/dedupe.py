@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edkit.clean.files import Listing, Unwanted, list_images, open_catalog, set_aside, shown
-from edkit.data.errors import Problem, UsageError
-from edkit.data.journal import Trash
+from edkit.clean.likeness import ByEmbedding, ByHash, ByPixels, Exact, Likeness
+from edkit.clean.merge import Merged, merge
+from edkit.clean.ranking import PREFERENCES, Captions, Ranking
+from edkit.clean.spread import Died, spread
+from edkit.data.catalog import Catalog
+from edkit.data.errors import BadInput, Problem, UsageError
+from edkit.data.image import open_image
+from edkit.data.journal import Trash, Write
 from edkit.data.progress import SILENT, Progress
 from edkit.measure.facts import Facts
 from edkit.measure.measure import measure
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-METHODS = ("exact", "phash", "embedding")
-PREFERENCES = ("largest", "sharpest", "oldest")
+METHODS = ("exact", "pixels", "phash", "embedding")
+MOST_TURNED = 50_000  # images among which turned copies are looked for unless asked: the time grows with their square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Member:
     mirrored: bool
     reason: str
     protected: bool = False  # lies in a protected folder: stays
-    caption_lost: bool = False  # it has a sidecar, the kept image has none
+    caption_lost: bool = False  # it has a sidecar, the kept image has none, and captions are not merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +56,30 @@ class MirrorPair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedPair:
+    """Two images that stay, one of them the other turned."""
+
+    path: Path
+    turned_from: Path
+    degrees: float  # counter-clockwise, -180..180
+    correlation: float  # of the discs about their centres, 0..1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deduped:
     """What `dedupe` did."""
 
     num_images: int  # compared: those that could be measured
     groups: tuple[Group, ...]
     mirrored: tuple[MirrorPair, ...]  # reported, not removed
+    turned: tuple[TurnedPair, ...]  # reported, never removed
+    merged: tuple[Merged, ...]
     num_trashed: int
     num_bytes: int  # of the images set aside
     broken: tuple[Problem, ...]  # not compared, left where they are
     skipped: tuple[tuple[Path, str], ...]  # to be set aside, but could not be
     operation: int | None
+    page: Path | None = None
 
 
 def dedupe(
@@ -77,8 +91,11 @@ def dedupe(
     prefer: str = "largest",
     protect: Sequence[Path] = (),
     mirrored: bool = False,
+    turned: bool | None = None,
+    merge_captions: bool = False,
     clip: str | None = None,
     pretrained: str | None = None,
+    report: Path | None = None,
     workers: int | None = None,
     dry_run: bool = False,
     state_dir: Path | None = None,
@@ -86,11 +103,13 @@ def dedupe(
 ) -> Deduped:
     """Group images that show the same, keep the best of each group, move the others to the trash.
 
-    `method`: "exact" (same bytes), "phash" (hashes within `radius` bits, and alike in colour) or
-    "embedding" (cosine of at least `threshold`; needs `clip`). `prefer` says which is best: the largest
-    (then the least compressed, the sharpest, the one with a caption, the oldest), the sharpest or the
-    oldest. Mirror images are reported, and only with `mirrored` set aside. Images under a `protect` folder
-    always stay. The state is that of the first folder.
+    `method`: "exact" (same bytes), "pixels" (same pixels, however stored), "phash" (hashes within `radius`
+    bits, and alike in colour) or "embedding" (cosine of at least `threshold`; needs `clip`). `prefer` says which is
+    best: the largest (then the least compressed, the sharpest, the one with the better caption, the oldest), the
+    sharpest or the oldest. Mirror images are reported, and only with `mirrored` set aside. Turned ones
+    are reported (`turned` None: among at most 50,000 images). Images under a `protect` folder always stay.
+    `merge_captions` adds to the kept image's sidecar what the others' captions say besides. `report` is a page
+    that shows the groups. The state is that of the first folder.
     """
     roots = [Path(folders)] if isinstance(folders, str | Path) else [Path(one) for one in folders]
     _validate(roots, method, radius, threshold, prefer, clip)
@@ -104,49 +123,68 @@ def dedupe(
         measured = measure(catalog, listing.images, FACTS_NEEDED, workers=workers, progress=progress)
         facts = {path: one for path, one in measured.items() if not isinstance(one, Problem)}
         ids = catalog.content_ids(facts)
-        ranking = _Ranking(listing, facts, prefer, listing.under(protect))
+        captions = Captions(roots, progress=progress)
+        ranking = Ranking(facts, prefer, listing.under(protect), captions)
         contents = _contents(ranking, ids)
-        if method == "exact":
-            alike: _Likeness = _Exact()
-        elif method == "phash":
-            alike = _ByHash([facts[paths[0]] for paths in contents], radius)
-        else:
+        firsts = [paths[0] for paths in contents]
+        alike: Likeness = Exact() if method == "exact" else ByHash([facts[path] for path in firsts], radius)
+        if method == "pixels":
+            alike = ByPixels(_digests(catalog, firsts, ids, workers=workers, progress=progress))
+        elif method == "embedding":
             from edkit.measure.embed import Encoder, resolve
 
             assert clip is not None
             encoder = Encoder(resolve(clip, pretrained, progress=progress), progress=progress)
-            firsts = [paths[0] for paths in contents]
-            alike = _ByEmbedding(encoder.embeddings(catalog, firsts, progress=progress), firsts, threshold)
-        groups, pairs = _group(contents, alike, mirrored, ranking, roots[0])
+            alike = ByEmbedding(encoder.embeddings(catalog, firsts, progress=progress), firsts, threshold)
+        merging = _Telling(ranking, listing, roots[0], merges=merge_captions)
+        groups, pairs = _group(contents, alike, mirrored, merging)
+        turned_pairs: list[TurnedPair] = []
+        if turned or (turned is None and method in ("phash", "embedding")):
+            if turned is None and len(contents) > MOST_TURNED:
+                progress.say(f"turned copies are not looked for among more than {MOST_TURNED:,} images (--turned does)")
+            else:
+                stay = _staying(contents, groups)
+                turned_pairs = _turned(catalog, stay, facts, ids, workers=workers, progress=progress)
         trashed = [(group, member) for group in groups for member in group.members if not member.protected]
+        merged = _merged(groups, captions, listing) if merge_captions else []
+        page = None
+        if report is not None:  # while the pictures stand where they are
+            from edkit.clean.dedupe_page import page_of
+
+            page = page_of(groups, pairs, turned_pairs, ranking, [one for one, _ in merged], report, dry_run=dry_run)
         applied = set_aside(
             catalog,
             listing,
             [
-                Unwanted(
-                    path=member.path,
-                    reason=member.reason,
-                    facts={"distance": member.distance, "kept": shown(group.kept, roots[0])},
-                )
+                Unwanted(path=member.path, reason=member.reason, facts=_measured(member, group, ranking, roots[0]))
                 for group, member in trashed
             ],
+            more=[write for _, write in merged],
             verb="dedupe",
-            command=f"--method {method} --radius {radius} --prefer {prefer}",
+            command=_command(method, radius, threshold, prefer, mirrored, merge_captions),
             dry_run=dry_run,
             progress=progress,
         )
+    if page is not None and report is not None:
+        from edkit.page.layout import write
+
+        write(report, page)
     skipped = tuple((change.path, why) for change, why in applied.skipped if isinstance(change, Trash))
+    unwritten = {change.path for change, _ in applied.skipped if isinstance(change, Write)}
     left = {path for path, _ in skipped}
     gone = [member.path for _, member in trashed if member.path not in left]
     return Deduped(
         num_images=len(facts),
         groups=tuple(groups),
         mirrored=tuple(pairs),
+        turned=tuple(turned_pairs),
+        merged=tuple(one for one, _ in merged if one.sidecar not in unwritten),
         num_trashed=len(gone),
         num_bytes=sum(int(facts[path]["num_bytes"] or 0) for path in gone),
         broken=tuple(one for one in measured.values() if isinstance(one, Problem)),
         skipped=skipped,
         operation=applied.operation,
+        page=report,
     )
 
 
@@ -168,86 +206,23 @@ def _validate(roots: Sequence[Path], method: str, radius: int, threshold: float,
         raise UsageError("--method embedding needs a model", mend="--clip ViT-L-14-quickgelu --pretrained openai")
 
 
+def _command(method: str, radius: int, threshold: float, prefer: str, mirrored: bool, merge_captions: bool) -> str:
+    closeness = {"phash": f" --radius {radius}", "embedding": f" --threshold {threshold:g}"}.get(method, "")
+    switches = " --mirrored" * mirrored + " --merge-captions" * merge_captions
+    return f"--method {method}{closeness} --prefer {prefer}{switches}"
+
+
 def near_duplicates(
     listing: Listing, facts: Mapping[Path, Facts], ids: Mapping[Path, str], *, radius: int, root: Path
 ) -> list[Group]:
     """The groups that `dedupe` would find by pHash; `facts` as `FACTS_NEEDED` names them."""
-    ranking = _Ranking(listing, facts, "largest", frozenset())
+    ranking = Ranking(facts, "largest", frozenset(), Captions([root] if root.is_dir() else []))
     contents = _contents(ranking, ids)
-    alike = _ByHash([facts[paths[0]] for paths in contents], radius)
-    return _group(contents, alike, False, ranking, root)[0]
+    alike = ByHash([facts[paths[0]] for paths in contents], radius)
+    return _group(contents, alike, False, _Telling(ranking, listing, root, merges=False))[0]
 
 
-# ---- which image is best
-
-
-class _Ranking:
-    """Which of two images is better, and why in a few words."""
-
-    def __init__(self, listing: Listing, facts: Mapping[Path, Facts], prefer: str, protected: frozenset[Path]) -> None:
-        self.listing, self.facts, self.protected = listing, facts, protected
-        tests = {"largest": self._larger, "sharpest": self._sharper, "oldest": self._older}
-        others = (self._larger, self._less_compressed, self._sharper, self._captioned, self._older)
-        self._tests = list(dict.fromkeys([self._guarded, tests[prefer], *others]))
-        self._mtimes = {path: _mtime(path) for path in facts}
-
-    def key(self, path: Path) -> tuple[float | str, ...]:
-        """Sorts the best first."""
-        return (*(-test(path)[0] for test in self._tests), str(path))
-
-    def why(self, kept: Path, other: Path) -> str:
-        """What makes the kept one better: `a.jpg is larger (640x480 over 300x300)`."""
-        for test in self._tests:
-            (one, said), (two, said_of_other) = test(kept), test(other)
-            if one > two:
-                values = f" ({said} over {said_of_other})" if said and said_of_other else ""
-                return f"{kept.name} {self._WORDS[test.__name__]}{values}"
-        return f"{kept.name} comes first by name"
-
-    _WORDS = {  # noqa: RUF012
-        "_guarded": "is protected",
-        "_larger": "is larger",
-        "_less_compressed": "is less compressed",
-        "_sharper": "is sharper",
-        "_captioned": "has a caption beside it",
-        "_older": "is older",
-    }
-
-    def _guarded(self, path: Path) -> tuple[float, str]:
-        return float(path in self.protected), ""
-
-    def _larger(self, path: Path) -> tuple[float, str]:
-        width, height = _number(self.facts[path]["width"]), _number(self.facts[path]["height"])
-        return width * height, f"{width:.0f}x{height:.0f}"
-
-    def _less_compressed(self, path: Path) -> tuple[float, str]:
-        size = _number(self.facts[path]["num_bytes"])
-        return size, f"{size:,.0f} bytes"
-
-    def _sharper(self, path: Path) -> tuple[float, str]:
-        value = _number(self.facts[path]["sharpness"])
-        return value, f"{value:.3f}"
-
-    def _captioned(self, path: Path) -> tuple[float, str]:
-        return float(path in self.listing.sidecars), ""
-
-    def _older(self, path: Path) -> tuple[float, str]:
-        return -float(self._mtimes[path]), ""
-
-
-def _mtime(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:  # gone since it was measured: whatever is still there is older
-        return sys.maxsize
-
-
-def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)
-
-
-def _contents(ranking: _Ranking, ids: Mapping[Path, str]) -> list[list[Path]]:
+def _contents(ranking: Ranking, ids: Mapping[Path, str]) -> list[list[Path]]:
     """The files of each content, best first, and the contents by their best file."""
     contents: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(ranking.facts, key=ranking.key):
@@ -255,123 +230,97 @@ def _contents(ranking: _Ranking, ids: Mapping[Path, str]) -> list[list[Path]]:
     return list(contents.values())
 
 
-# ---- which contents are alike; contents are numbered, best first
-
-_Near = tuple[int, float]  # content, distance
-
-
-class _Likeness:
-    """Says which later contents show the same as one, or its mirror image."""
-
-    def near(self, one: int) -> Iterable[_Near]:
-        """Contents like this one, in no order."""
-        return ()
-
-    def near_mirror(self, one: int) -> Iterable[_Near]:
-        """Contents like the mirror image of this one, in no order."""
-        return ()
+def _measured(member: Member, group: Group, ranking: Ranking, root: Path) -> dict[str, object]:
+    """What a decision rests on."""
+    return {
+        "distance": round(member.distance, 4),
+        "kept": shown(group.kept, root),
+        "size": ranking.area(member.path),
+        "kept_size": ranking.area(group.kept),
+    }
 
 
-class _Exact(_Likeness):
-    """Contents are told apart by their bytes alone: no two are alike."""
+# ---- the same pixels
+
+_PIXELS = "pixels/1"
 
 
-class _ByHash(_Likeness):
-    """pHash within a radius, confirmed by the thumbnails' colours."""
-
-    def __init__(self, facts: Sequence[Facts], radius: int) -> None:
-        import numpy as np
-
-        from edkit.measure.hashes import as_integers
-        from edkit.measure.search import matches_within
-
-        hashes = as_integers([str(one["phash"]) for one in facts])
-        mirrors = as_integers([str(one["phash_mirror"]) for one in facts])
-        self._thumbs = [one["thumb"] for one in facts]
-        # equal hashes share one row: a thousand blank pages are not half a million pairs
-        values, self._value = np.unique(hashes, return_inverse=True)
-        mirror_values, mirror_value = np.unique(mirrors, return_inverse=True)
-        self._of_value = _members(self._value, len(values))
-        self._of_mirror = _members(mirror_value, len(mirror_values))
-        self._near = _rows(matches_within(values, values, radius), len(values))
-        self._near_mirror = _rows(matches_within(values, mirror_values, radius), len(values))
-
-    def near(self, one: int) -> Iterator[_Near]:
-        return self._alike(one, self._near, self._of_value, mirrored=False)
-
-    def near_mirror(self, one: int) -> Iterator[_Near]:
-        return self._alike(one, self._near_mirror, self._of_mirror, mirrored=True)
-
-    def _alike(
-        self,
-        one: int,
-        rows: Callable[[int], Iterator[tuple[int, int]]],
-        members: Sequence[list[int]],
-        *,
-        mirrored: bool,
-    ) -> Iterator[_Near]:
-        from edkit.measure.hashes import same_colours
-
-        mine = self._thumbs[one]
-        for value, distance in rows(int(self._value[one])):
-            for other in members[value]:
-                theirs = self._thumbs[other]
-                assert isinstance(mine, bytes) and isinstance(theirs, bytes)
-                if other != one and same_colours(mine, theirs, mirrored=mirrored):
-                    yield other, float(distance)
+def _digests(
+    catalog: Catalog, paths: Sequence[Path], ids: Mapping[Path, str], *, workers: int | None, progress: Progress
+) -> list[bytes | None]:
+    """A hash of each file's upright pixels in sRGB; None where they can't be decoded. Kept by content."""
+    stored = catalog.facts((ids[path] for path in paths), [_PIXELS])
+    jobs = [str(path) for path in paths if ids[path] not in stored]
+    fresh: list[tuple[str, str, bytes]] = []
+    try:
+        for path, found in spread(_digest, jobs, what="comparing pixels", workers=workers, progress=progress):
+            if isinstance(found, bytes):
+                fresh.append((ids[Path(path)], _PIXELS, found))
+                stored[ids[Path(path)]] = {_PIXELS: found}
+    finally:
+        catalog.put_facts(fresh)
+    values = [stored.get(ids[path], {}).get(_PIXELS) for path in paths]
+    return [value if isinstance(value, bytes) else None for value in values]
 
 
-def _members(values: NDArray[np.int64], num_values: int) -> list[list[int]]:
-    members: list[list[int]] = [[] for _ in range(num_values)]
-    for one, value in enumerate(values.tolist()):
-        members[value].append(one)
-    return members
+def _digest(path: str) -> bytes | Died:
+    try:
+        im = open_image(Path(path), background=None)
+    except BadInput as error:
+        return Died(error.what)
+    if im.mode == "RGBA" and im.getchannel("A").getextrema() == (255, 255):
+        im = im.convert("RGB")  # an opaque alpha channel shows nothing
+    return hashlib.sha256(f"{im.mode} {im.size}".encode() + im.tobytes()).digest()
 
 
-def _rows(pairs: object, num_rows: int) -> Callable[[int], Iterator[tuple[int, int]]]:
-    """The pairs of one left position, from pairs sorted by it."""
-    import numpy as np
-
-    from edkit.measure.search import Pairs
-
-    assert isinstance(pairs, Pairs)
-    starts = np.searchsorted(pairs.left, np.arange(num_rows + 1))
-
-    def row(left: int) -> Iterator[tuple[int, int]]:
-        part = slice(int(starts[left]), int(starts[left + 1]))
-        return zip(pairs.right[part].tolist(), pairs.distance[part].tolist(), strict=True)
-
-    return row
+# ---- turned copies
 
 
-class _ByEmbedding(_Likeness):
-    """Cosine of the embeddings at least the threshold."""
+def _staying(contents: Sequence[Sequence[Path]], groups: Iterable[Group]) -> list[Path]:
+    """One file of each content that is kept."""
+    going = {member.path for group in groups for member in group.members}
+    return [paths[0] for paths in contents if paths[0] not in going]
 
-    def __init__(
-        self, found: Mapping[Path, NDArray[np.float32] | Problem], firsts: Sequence[Path], threshold: float
-    ) -> None:
-        import numpy as np
 
-        known = [None if isinstance(one := found[path], Problem) else one for path in firsts]
-        dim = next((len(one) for one in known if one is not None), 0)
-        nothing = np.zeros(dim, dtype=np.float32)  # what has no embedding is like nothing else
-        self._vectors = np.stack([nothing if one is None else one for one in known]) if known else nothing[None]
-        self._threshold = threshold
+def _turned(
+    catalog: Catalog,
+    paths: Sequence[Path],
+    facts: Mapping[Path, Facts],
+    ids: Mapping[Path, str],
+    *,
+    workers: int | None,
+    progress: Progress,
+) -> list[TurnedPair]:
+    from edkit.clean.fingerprints import littles, turned_pairs
 
-    def near(self, one: int) -> Iterator[_Near]:
-        import numpy as np
+    aspects = {ids[path]: float(facts[path]["width"] or 1) / float(facts[path]["height"] or 1) for path in paths}
+    found = littles(catalog, {ids[path]: path for path in paths}, aspects, workers=workers, progress=progress)
+    known = [path for path in paths if ids[path] in found]
+    return [
+        TurnedPair(path=known[right], turned_from=known[left], degrees=degrees, correlation=correlation)
+        for left, right, degrees, correlation in turned_pairs([found[ids[path]] for path in known])
+    ]
 
-        cosines = self._vectors @ self._vectors[one]
-        for other in np.flatnonzero(cosines >= self._threshold).tolist():
-            if other != one:
-                yield other, max(0.0, 1.0 - float(cosines[other]))
+
+# ---- captions
+
+
+def _merged(groups: Sequence[Group], captions: Captions, listing: Listing) -> list[tuple[Merged, Write]]:
+    """The kept images' new captions; what is protected or mirrored says nothing towards them."""
+    found = []
+    for group in groups:
+        dropped = [one.path for one in group.members if not (one.protected or one.mirrored)]
+        one = merge(group.kept, dropped, captions, listing)
+        if one is not None:
+            found.append(one)
+    return found
 
 
 # ---- groups
 
 
 def _group(
-    contents: Sequence[Sequence[Path]], alike: _Likeness, mirrored: bool, ranking: _Ranking, root: Path
+    contents: Sequence[Sequence[Path]], alike: Likeness, mirrored: bool, tell: _Telling
 ) -> tuple[list[Group], list[MirrorPair]]:
     """Go from the best content down: each one not yet taken is kept, and takes what is near *it*."""
     taken = bytearray(len(contents))
@@ -396,9 +345,7 @@ def _group(
                     continue
                 taken[other] = 1
             members += [
-                _member(path, kept, distance, other == one, flip, ranking, root)
-                for path in contents[other]
-                if path != kept
+                tell.member(path, kept, distance, other == one, flip) for path in contents[other] if path != kept
             ]
         if members:
             groups.append(Group(kept=kept, members=tuple(members)))
@@ -414,21 +361,30 @@ def _group(
     return groups, pairs
 
 
-def _member(
-    path: Path, kept: Path, distance: float, same_bytes: bool, flip: bool, ranking: _Ranking, root: Path
-) -> Member:
-    near = f"{distance:.0f}" if distance == int(distance) else f"{distance:.3f}"
-    what = (
-        f"the same bytes as {shown(kept, root)}"
-        if same_bytes
-        else f"{'mirrored ' if flip else ''}near-duplicate of {shown(kept, root)}, distance {near}"
-    )
-    return Member(
-        path=path,
-        distance=distance,
-        same_bytes=same_bytes,
-        mirrored=flip,
-        reason=f"{what}, {ranking.why(kept, path)}",
-        protected=path in ranking.protected,
-        caption_lost=path in ranking.listing.sidecars and kept not in ranking.listing.sidecars,
-    )
+@dataclass(frozen=True, slots=True, kw_only=False)
+class _Telling:
+    """Makes the members of groups, each with its reason."""
+
+    ranking: Ranking
+    listing: Listing
+    root: Path
+    merges: bool
+
+    def member(self, path: Path, kept: Path, distance: float, same_bytes: bool, flip: bool) -> Member:
+        near = f"{distance:.0f}" if distance == int(distance) else f"{distance:.3f}"
+        name = shown(kept, self.root)
+        what = (
+            f"the same bytes as {name}"
+            if same_bytes
+            else f"{'mirrored ' if flip else ''}near-duplicate of {name}, distance {near}"
+        )
+        sidecars = self.listing.sidecars
+        return Member(
+            path=path,
+            distance=distance,
+            same_bytes=same_bytes,
+            mirrored=flip,
+            reason=f"{what}, {self.ranking.why(kept, path)}",
+            protected=path in self.ranking.protected,
+            caption_lost=path in sidecars and kept not in sidecars and not self.merges,
+        )

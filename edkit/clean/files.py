@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edkit.data.catalog import Catalog
 from edkit.data.errors import StateError, UsageError
-from edkit.data.journal import Applied, Trash, apply
+from edkit.data.journal import Applied, Change, Trash, apply
 from edkit.data.progress import SILENT, Progress
 from edkit.data.walk import nfc, walk
 
@@ -67,19 +67,20 @@ def set_aside(
     listing: Listing,
     unwanted: Sequence[Unwanted],
     *,
+    more: Sequence[Change] = (),
     verb: str,
     command: str = "",
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Applied:
-    """Move images to the trash as one journaled operation, each with its sidecars.
+    """Move images to the trash as one journaled operation, each with its sidecars; `more` changes belong to it.
 
     A sidecar that an image staying behind has too (`a.txt` of `a.jpg` and `a.png`) stays with it.
     """
     going: dict[tuple[str, str], int] = defaultdict(int)
     for one in unwanted:
         going[str(one.path.parent), nfc(one.path.stem)] += 1
-    changes: list[Trash] = []
+    changes: list[Change] = []
     gone: set[Path] = set()
     for one in unwanted:
         changes.append(Trash(one.path, one.reason, facts=one.facts))
@@ -90,7 +91,7 @@ def set_aside(
             if sidecar not in gone:
                 gone.add(sidecar)
                 changes.append(Trash(sidecar, f"sidecar of {one.path.name}: {one.reason}"))
-    return apply(catalog, changes, verb=verb, command=command, dry_run=dry_run, progress=progress)
+    return apply(catalog, [*changes, *more], verb=verb, command=command, dry_run=dry_run, progress=progress)
 
 
 def open_catalog(

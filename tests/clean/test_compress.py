@@ -140,7 +140,7 @@ def test_transparency_survives_where_the_format_holds_it(tmp_path: Path) -> None
     undo(tmp_path)
     compress(tmp_path, max_mp=0.04, format="jpeg")
     with Image.open(tmp_path / "a.jpg") as out:
-        assert min(out.getpixel((2, 2))) > 245  # type: ignore[type-var,arg-type]
+        assert min(out.getpixel((2, 2))) > 245  # type: ignore[arg-type]
 
 
 def test_what_is_special_or_would_grow_is_left_with_its_reason(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_trashed_image_knows_why(tmp_path: Path, draw: Draw) -> None:
     (decision,) = why(small).decisions
     assert decision.verb == "dedupe"
     assert decision.reason == ("near-duplicate of large.png, distance 0, large.png is larger (640x480 over 160x120)")
-    assert decision.facts == {"distance": 0.0, "kept": "large.png"}
+    assert decision.facts == {"distance": 0.0, "kept": "large.png", "size": "160x120", "kept_size": "640x480"}
 
 
 def test_undo_brings_everything_back(tmp_path: Path, draw: Draw) -> None:
@@ -177,7 +177,7 @@ def test_of_equal_files_the_captioned_one_is_kept(tmp_path: Path, draw: Draw) ->
     (tmp_path / "b.txt").write_text("a caption", encoding="utf-8")
     result = dedupe(tmp_path)
     assert left(tmp_path) == ["b.png", "b.txt"]
-    assert result.groups[0].members[0].reason == "the same bytes as b.png, b.png has a caption beside it"
+    assert result.groups[0].members[0].reason == "the same bytes as b.png, b.png has the better caption (\"a caption\" over \"a\")"
 
 
 def test_prefer_sharpest_and_oldest(tmp_path: Path, draw: Draw) -> None:
@@ -223,7 +223,7 @@ def test_many_equal_hashes_are_no_quadratic_trap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "magic"}, "exact, phash, embedding"),
+        ({"method": "magic"}, "exact, pixels, phash, embedding"),
         ({"method": "embedding"}, "needs a model"),
         ({"prefer": "nicest"}, "largest, sharpest, oldest"),
         ({"radius": 40}, "0..31"),
