@@ -122,7 +122,8 @@ def _to_name(image: Pictured) -> str | Left | None:
     if not text:
         return Left(path=image.path, reason="an empty caption, which no name can be")
     if not can_name(text):
-        return Left(path=image.path, reason="no file name can hold it")
+        dot = text.endswith(".") and can_name(text.rstrip("."))
+        return Left(path=image.path, reason="it ends in a full stop" if dot else "no file name can hold it")
     others = [source.words for source in image.sidecars if source is not lead]
     if not _alike(image.caption, image.with_words(text, others), image):
         return Left(path=image.path, reason="a file name would split its tags otherwise, or lose their weights")

@@ -15,14 +15,29 @@ if TYPE_CHECKING:
 
 
 class WithPairs(TyperCommand):
-    """A command whose --replace, --regex and --rename-tag take two words each (typer knows no list of pairs)."""
+    """A command whose options marked OLD NEW take two words each, time and again (typer knows no list of pairs)."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            if param.metavar == "OLD NEW":
-                param.nargs = 2
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        pairs = {name for param in self.params if param.metavar == "OLD NEW" for name in param.opts}
+        joined: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                joined += [word, *rest]
+                break
+            joined.append(word)
+            if word in pairs:
+                if len(rest) < 2:
+                    raise typer.BadParameter(f"{word} takes two words: OLD NEW", ctx=ctx)
+                joined.append(rest.pop(0) + SEPARATOR + rest.pop(0))
+            elif word.partition("=")[0] in pairs:
+                raise typer.BadParameter(f"write {word.partition('=')[0]} OLD NEW, without =", ctx=ctx)
+        parsed: list[str] = super().parse_args(ctx, joined)
+        return parsed
 
+
+SEPARATOR = "\x1f"  # between OLD and NEW on their way through typer; no caption holds it
 
 app = typer.Typer()
 PANEL = "Caption"
@@ -270,8 +285,8 @@ def words(
         ui.done(result, *lines)
 
 
-def _pairs(given: list[Any] | None) -> list[tuple[str, str]]:
-    return [(old, new) for old, new in given or ()]
+def _pairs(given: list[str] | None) -> list[tuple[str, str]]:
+    return [(old, new) for old, _, new in (pair.partition(SEPARATOR) for pair in given or ())]
 
 
 def _count_row(count: Count) -> tuple[str, int, str]:
