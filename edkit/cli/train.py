@@ -56,9 +56,13 @@ def train(
         bool | None,
         typer.Option("--train-text-encoder/--freeze-text-encoder", help="Train the text encoder, too."),
     ] = None,
-    lr_schedule: Annotated[str | None, typer.Option("--lr-schedule", help="constant, linear or cosine.")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option("--lr-schedule", help="constant, linear, cosine or polynomial.")
+    ] = None,
     lr_warmup_steps: Annotated[int | None, typer.Option("--lr-warmup-steps", help="Steps until the full rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adamw, adamw8bit, adafactor, lion or prodigy.")
+    ] = None,
     precision: Precision = None,
     ema_decay: Annotated[
         float | None, typer.Option("--ema-decay", help="Average the weights; samples and exports use it.")

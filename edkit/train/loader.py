@@ -16,8 +16,7 @@ from edkit.data.random import unit
 from edkit.data.sample import Sample, caption_text, drops_caption
 from edkit.train.cache import View
 from edkit.train.families.base import Family, Text
-from edkit.train.losses import min_snr_weights
-from edkit.train.noise import normal
+from edkit.train.noise import Name, normal, training_noise
 
 _ENCODE_BATCH = 8
 _TEXT_BYTES = 1 << 31
@@ -27,12 +26,13 @@ _TEXT_BYTES = 1 << 31
 class Micro:
     """What the denoiser sees at once: images of one bucket. On the CPU, fp32."""
 
+    names: tuple[Name, ...]  # (sample, epoch, occurrence): what an image's random numbers are drawn for
     samples: tuple[Sample, ...]
     captions: tuple[str, ...]  # as the model sees them, dropped ones empty
     noisy: Tensor  # (n, C, h, w)
     target: Tensor  # (n, C, h, w)
     timesteps: Tensor  # (n,) int64
-    weights: Tensor  # (n,) loss_scale times min-SNR
+    weights: Tensor  # (n,) loss_scale times the timestep's weight
     tokens: Text  # ids of the distinct captions (m, L)
     which: Tensor  # (n,) int64: the row of `tokens` that is each image's
 
@@ -61,6 +61,18 @@ class Planned:
     last: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What is added to the plain noise; 0 is off."""
+
+    offset: float = 0.0
+    pyramid: float = 0.0
+    input_perturbation: float = 0.0
+
+
+NO_MORE_NOISE = Noise()
+
+
 class Loader:
     """Makes batches one step ahead of the loop, in a thread of its own."""
 
@@ -73,18 +85,15 @@ class Loader:
         latents: Callable[[Sequence[View]], list[Tensor]],
         seed: int,
         timesteps: tuple[int, int],  # first, and one past the last
-        min_snr_gamma: float | None,
         micro_batch_size: int | None,
+        weights: Tensor | None = None,  # (T,) of each timestep
+        noise: Noise = NO_MORE_NOISE,
     ) -> None:
         self._family, self._view, self._latents = family, view, latents
         self._sample = lru_cache(maxsize=1 << 17)(sample)
         self._seed, self._timesteps = seed, timesteps
-        self._gamma, self._limit = min_snr_gamma, micro_batch_size
+        self._limit, self._weights, self._noise = micro_batch_size, weights, noise
         self._tokens: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._weights: Tensor | None = None
-        if min_snr_gamma is not None:
-            every = torch.arange(family.num_timesteps)
-            self._weights = min_snr_weights(family.snr(every), min_snr_gamma, family.prediction_type).float()
 
     def batches(self, steps: Iterator[Planned]) -> Generator[Batch, None, None]:
         """A batch for every step, in order; the next one is made while the caller works on this one."""
@@ -118,14 +127,21 @@ class Loader:
         latents = torch.stack(self._latents([self._view(pick) for pick in picks])).float()
         draws = torch.tensor([unit(seed, "timestep", *name) for name in names], dtype=torch.float64)
         timesteps = self._family.timesteps(draws, *self._timesteps)
-        noise = normal(tuple(latents.shape[1:]), seed, "noise", names)
+        _, channels, height, width = latents.shape
+        more, shape = self._noise, (channels, height, width)
+        noise = training_noise(shape, seed, names, offset=more.offset, pyramid=more.pyramid)
         noisy, target = self._family.noise_and_target(latents, noise, timesteps)
+        if more.input_perturbation:
+            # Ning et al. 2023, arXiv:2301.11706: the input carries more noise than the target owns to
+            extra = noise + more.input_perturbation * normal(shape, seed, "input perturbation", names)
+            noisy, _ = self._family.noise_and_target(latents, extra, timesteps)
         weights = torch.tensor([1.0 if s.options.loss_scale is None else s.options.loss_scale for s in samples])
         if self._weights is not None:
             weights = weights * self._weights[timesteps]
         distinct = list(dict.fromkeys(captions))
         rows = {caption: i for i, caption in enumerate(distinct)}
         return Micro(
+            names=tuple(names),
             samples=samples,
             captions=captions,
             noisy=noisy,

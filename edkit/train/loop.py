@@ -28,8 +28,8 @@ from edkit.train.export import export_model
 from edkit.train.families import load_family
 from edkit.train.families.base import Family
 from edkit.train.generate import Request, draw, pick_device
-from edkit.train.loader import Batch, Loader, Planned, TextStates
-from edkit.train.losses import image_losses
+from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
+from edkit.train.losses import image_losses, timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
 from edkit.train.watch import Watch, read_metrics
@@ -109,6 +109,8 @@ def train(
     if settings is None:
         raise UsageError("neither settings nor a run to resume were given")
     family = load_family(settings.model, settings.family)
+    if settings.zero_terminal_snr:
+        family.end_at_pure_noise()
     if resume is not None:
         settings = settings.but(out=resume, seed=before.seed if settings.seed == -1 else settings.seed)
     settings = resolve(
@@ -218,8 +220,8 @@ class _Trainer:
             part.requires_grad_(True)
             named: dict[str, nn.Parameter] = {f"{name}.{key}": p for key, p in part.named_parameters()}
             self.parameters |= named
-            lr = s.lr if name == denoiser or s.text_encoder_lr is None else s.text_encoder_lr
-            groups.append((list(named.values()), lr))
+            assert s.lr is not None and s.text_encoder_lr is not None  # resolved
+            groups.append((list(named.values()), s.lr if name == denoiser else s.text_encoder_lr))
         self.names = {id(p): name for name, p in self.parameters.items()}
         self.optimizer = optimizers.make_optimizer(
             s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
@@ -233,8 +235,14 @@ class _Trainer:
             latents=data.latents,
             seed=s.seed,
             timesteps=(s.timestep_start, s.timestep_end or family.num_timesteps),
-            min_snr_gamma=s.min_snr_gamma,
             micro_batch_size=s.micro_batch_size,
+            weights=timestep_weights(
+                family.snr(torch.arange(family.num_timesteps)),
+                family.prediction_type,
+                min_snr_gamma=s.min_snr_gamma,
+                debiased=s.debiased,
+            ),
+            noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
         )
         self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in self.trained for m in parts[n].modules())
         self.step = self.epoch = self.step_in_epoch = 0
@@ -305,6 +313,7 @@ class _Trainer:
             warmup=s.lr_warmup_steps,
             total=self.data.total_steps,
             end=s.lr_end,
+            power=s.lr_power,
         )
         optimizers.set_lr(self.optimizer, factor)
         if self.has_dropout:
@@ -321,9 +330,14 @@ class _Trainer:
                 else:
                     text = self.texts.states(tokens)
                 text = {name: rows[which] for name, rows in text.items()}
+                if s.embedding_perturbation:
+                    text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
                 timesteps = micro.timesteps.to(self.device)
                 said = family.predict(micro.noisy.to(self.device), timesteps, text)
-            errors = image_losses(said, micro.target.to(self.device))  # (n,)
+            errors = image_losses(
+                said, micro.target.to(self.device), loss_type=s.loss_type, huber_delta=s.huber_delta,
+                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
+            )  # fmt: skip
             each = errors * micro.weights.to(self.device)
             (each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
             losses.append(errors.detach())
@@ -345,7 +359,7 @@ class _Trainer:
         self.num_images += batch.num_images
         values = {
             "loss": loss,
-            "mse": float(torch.cat(losses).double().mean()),
+            "plain_loss": float(torch.cat(losses).double().mean()),  # no weights
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         return values if norm is None else values | {"grad_norm": norm}
@@ -389,6 +403,7 @@ class _Trainer:
             "data": self.data.fingerprint,
             "settings": _hash(to_toml(self.s)),
             "num_threads": torch.get_num_threads(),
+            "optimizer": optimizers.optimizer_numbers(self.optimizer, self.names),
             "versions": _versions(),
             "time": time.time(),
         }
@@ -404,7 +419,8 @@ class _Trainer:
             raise BadInput("has other weights than this model and these settings train", where=str(folder))
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
-        optimizers.load_optimizer_tensors(self.optimizer, self.names, ck.load_tensors(folder, "optimizer"))
+        moments = ck.load_tensors(folder, "optimizer")
+        optimizers.load_optimizer(self.optimizer, self.names, moments, state.get("optimizer", {}))
         if self.ema is not None:
             if (folder / "ema.safetensors").exists():
                 self.ema.load(ck.load_tensors(folder, "ema"))

@@ -6,14 +6,41 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
+
+LossType = Literal["mse", "huber", "mse_huber", "huber_mse"]
+Prediction = Literal["epsilon", "v_prediction"]
 
 
-def image_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each image (N,), in fp32 whatever the prediction's type."""
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+def image_losses(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    loss_type: LossType = "mse",
+    huber_delta: float = 1.0,
+    noisiness: Tensor | None = None,
+) -> Tensor:
+    """The mean loss of each image (N,), in fp32 or wider whatever the prediction's type.
+
+    `huber` is twice Huber's function (Huber 1964, "Robust estimation of a location parameter"): the square of
+    an error up to `huber_delta`, and beyond it a line of slope 2 * `huber_delta`, so that small errors count
+    as they do with `mse`. `mse_huber` goes evenly from the one at the first timestep to the other at the
+    last, `huber_mse` the other way; `noisiness` (N,) says where between them a timestep lies, 0..1.
+    """
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    said, wanted = prediction.to(wide), target.to(wide)
+    across = tuple(range(1, said.ndim))
+    if loss_type == "mse":
+        return (said - wanted).square().mean(dim=across)
+    robust = 2 * huber_loss(said, wanted, reduction="none", delta=huber_delta).mean(dim=across)
+    if loss_type == "huber":
+        return robust
+    assert noisiness is not None, "a loss that changes with the timestep needs to know it"
+    share = noisiness.to(robust) if loss_type == "mse_huber" else 1 - noisiness.to(robust)
+    return torch.lerp((said - wanted).square().mean(dim=across), robust, share)
 
 
-def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Literal["epsilon", "v_prediction"]) -> Tensor:
+def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Prediction) -> Tensor:
     """Weights (N,) that stop easy timesteps from ruling: Hang et al. 2023, arXiv:2303.09556, section 3.4.
 
     A weight of min(snr, gamma) on the error in x0 is min(snr, gamma) / snr on the error in the noise, and
@@ -21,3 +48,23 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Literal["epsilon
     """
     capped = torch.clamp(snr, max=gamma)
     return capped / snr if prediction_type == "epsilon" else capped / (snr + 1)
+
+
+def debiased_weights(snr: Tensor, prediction_type: Prediction) -> Tensor:
+    """Weights (N,) that let noisy timesteps, which decide the layout, count for more: Yu et al. 2023,
+    "Debias the training of diffusion models", arXiv:2310.08442, equation 9.
+
+    1 / sqrt(snr) on the squared error in the noise. The noise's error is sqrt(snr / (snr + 1)) of v's, so the
+    same weight on v's squared error is sqrt(snr) / (snr + 1).
+    """
+    root = snr.sqrt()
+    return 1 / root if prediction_type == "epsilon" else root / (snr + 1)
+
+
+def timestep_weights(
+    snr: Tensor, prediction_type: Prediction, *, min_snr_gamma: float | None, debiased: bool
+) -> Tensor | None:
+    """(T,) weights in fp32 from the signal-to-noise ratio of every timestep, or None where all weigh alike."""
+    if min_snr_gamma is not None:
+        return min_snr_weights(snr, min_snr_gamma, prediction_type).float()
+    return debiased_weights(snr, prediction_type).float() if debiased else None

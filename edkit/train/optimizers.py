@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from edkit.data.errors import MissingExtra, UsageError
 
-def lr_factor(step: int, *, schedule: str, warmup: int, total: int, end: float) -> float:
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"]
+
+
+def lr_factor(step: int, *, schedule: str, warmup: int, total: int, end: float, power: float = 2.0) -> float:
     """What the learning rate is multiplied by at optimizer step `step` (from 0) of `total`.
 
-    Warm-up rises linearly and reaches 1 with its last step; then constant, or linear or half a cosine to
-    `end`.
+    Warm-up rises linearly and reaches 1 with its last step; then constant, or linear, half a cosine or a
+    polynomial (of the part of the steps that is left, to the `power`) to `end`.
     """
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1, total - warmup))
-    fallen = done if schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
-    return 1 - (1 - end) * fallen
+    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "polynomial": (1 - done) ** power}
+    return float(end + (1 - end) * left[schedule])
 
 
 def make_optimizer(
-    name: str,
+    name: Optimizer,
     groups: Sequence[tuple[Sequence[nn.Parameter], float]],
     *,
     betas: tuple[float, float],
@@ -36,14 +43,52 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over groups of (parameters, learning rate); the base rate stands in each group as
     `base_lr`.
+
+    `adamw`: Loshchilov and Hutter 2019, arXiv:1711.05101. `adamw8bit`: the same with 8-bit moments, Dettmers
+    et al. 2022, arXiv:2110.02861. `adafactor`: Shazeer and Stern 2018, arXiv:1804.04235, without momentum, at
+    the rate given (no relative steps). `lion`: Chen et al. 2023, arXiv:2302.06675. `prodigy`: Mishchenko and
+    Defazio 2024, arXiv:2306.06101, with bias correction. Raises MissingExtra where the package isn't
+    installed, UsageError for Prodigy with two rates (it finds one for all).
     """
     used = [(list(params), lr) for params, lr in groups if params]
-    rows = [{"params": params, "lr": lr, "base_lr": lr} for params, lr in used]
-    if name != "adamw":
-        raise ValueError(name)
+    rows: list[dict[str, Any]] = [{"params": params, "lr": lr, "base_lr": lr} for params, lr in used]
     every = [p for params, _ in used for p in params]
-    fused = all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in every)
-    return torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+    if name == "adamw":
+        fused = all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in every)
+        return torch.optim.AdamW(rows, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+    if name == "adamw8bit":
+        bitsandbytes = _package("bitsandbytes")
+        return _made(bitsandbytes.optim.AdamW8bit(rows, betas=betas, eps=eps, weight_decay=weight_decay))
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # `eps` is Adam's; Adafactor's own two have other meanings, and its paper's values
+        return _made(
+            Adafactor(rows, lr=rows[0]["lr"], weight_decay=weight_decay, scale_parameter=False, relative_step=False)
+        )
+    if name == "lion":
+        return _made(_package("lion_pytorch").Lion(rows, betas=betas, weight_decay=weight_decay))
+    if len({lr for _, lr in used}) > 1:
+        raise UsageError("prodigy finds one learning rate for all weights", mend="leave text_encoder_lr out")
+    with contextlib.redirect_stdout(io.StringIO()):  # it greets
+        prodigy = _package("prodigyopt").Prodigy(
+            rows, betas=betas, eps=eps, weight_decay=weight_decay, use_bias_correction=True, safeguard_warmup=True
+        )
+    return _made(prodigy)
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if name == "bitsandbytes":
+            raise UsageError("adamw8bit needs the package bitsandbytes", mend="pip install bitsandbytes") from None
+        raise MissingExtra("train", name) from None
+
+
+def _made(optimizer: Any) -> torch.optim.Optimizer:
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -53,26 +98,57 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>|<entry>` -> tensor; `names`: each parameter's by its id()."""
-    state: dict[str, Tensor] = {}
-    for parameter, entries in optimizer.state.items():
-        for entry, value in entries.items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-            state[f"{names[id(parameter)]}|{entry}"] = tensor.detach().cpu().contiguous()
-    return state
+    """The optimizer's tensors as `<parameter>|<entry>` -> tensor; `names`: each parameter's by its id()."""
+    return {
+        f"{names[id(parameter)]}|{entry}": value.detach().cpu().contiguous()
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, Tensor)
+    }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, Tensor]
+def optimizer_numbers(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    """What else the optimizer remembers, as JSON holds it exactly: step counts, and Prodigy's estimates, which
+    stand in its groups.
+    """
+    counts = {
+        f"{names[id(parameter)]}|{entry}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+        if isinstance(value, int | float)
+    }
+    groups = [{k: v for k, v in group.items() if _is_number(v)} for group in optimizer.param_groups]
+    return {"state": counts, "groups": groups}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Any],
 ) -> None:
-    """Put back what `optimizer_tensors` gave; KeyError where an entry belongs to no parameter."""
+    """Put back what `optimizer_tensors` and `optimizer_numbers` gave; KeyError where an entry belongs to no
+    parameter. The groups' settings stay those of this run.
+    """
     by_name = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    for key, tensor in state.items():
+    for key, tensor in tensors.items():
         name, _, entry = key.rpartition("|")
         parameter = by_name[name]
         # fused AdamW walks memory: a state must be laid out as its parameter is, and aligned as torch aligns
         like = parameter.detach() if tensor.shape == parameter.shape else tensor.to(parameter.device)
         optimizer.state[parameter][entry] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    for key, value in numbers.get("state", {}).items():
+        name, _, entry = key.rpartition("|")
+        optimizer.state[by_name[name]][entry] = value
+    for group, before in zip(optimizer.param_groups, numbers.get("groups", []), strict=False):
+        group.update({key: value for key, value in before.items() if key in _ESTIMATES})
+
+
+_ESTIMATES = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")  # Prodigy's; all else is a setting
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Ema:

@@ -21,9 +21,12 @@ from edkit.data.errors import BadInput
 DataRoot = str | tuple[str, ...] | Mapping[str, Any]
 """A folder or manifest, several of them, or a resolver object (FORMATS "Manifest")."""
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "polynomial"]
 Precision = Literal["fp32", "bf16"]
 SETTINGS_FILE = "settings.toml"
+USUAL_LR: Mapping[str, float] = {"adamw": 2e-6, "adamw8bit": 2e-6, "adafactor": 2e-6, "lion": 2e-7, "prodigy": 1.0}
+"""Learning rates for full fine-tuning where none is given. Lion's steps are signs, so a tenth of Adam's (Chen et al.
+2023, section 5); Prodigy finds its own, and its rate is a factor."""
 
 
 class SettingError(BadInput):
@@ -56,18 +59,27 @@ class TrainSettings:
     micro_batch_size: int | None = None  # images at once at most, where memory is short; changes no result but rounding
 
     # learning
-    optimizer: Literal["adamw"] = "adamw"
-    lr: float = 2e-6
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"] = "adamw"
+    lr: float | None = None  # None: usual for the optimizer (adamw 2e-6)
     text_encoder_lr: float | None = None  # None: as lr
     lr_schedule: Schedule = "constant"
     lr_warmup_steps: int = 0
-    lr_end: float = 0.0  # linear and cosine fall to this part of lr
+    lr_end: float = 0.0  # linear, cosine and polynomial fall to this part of lr
+    lr_power: float = 2.0  # polynomial
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_grad_norm: float | None = 1.0
     ema_decay: float | None = None
+    loss_type: Literal["mse", "huber", "mse_huber", "huber_mse"] = "mse"
+    huber_delta: float = 1.0  # the error from which Huber's loss grows as a line
     min_snr_gamma: float | None = None
+    debiased: bool = False  # weigh timesteps by 1 / sqrt(snr)
+    offset_noise: float = 0.0
+    pyramid_noise: float = 0.0
+    input_perturbation: float = 0.0  # of the noise, while the target stays as it is
+    embedding_perturbation: float = 0.0  # gamma of the noise on text states
+    zero_terminal_snr: bool = False  # v-prediction only
     timestep_start: int = 0
     timestep_end: int | None = None  # exclusive; None: all of the model's
     precision: Precision = "fp32"
@@ -186,6 +198,7 @@ def resolve(
     settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
 ) -> TrainSettings:
     """The settings with nothing left open: the family's numbers, absolute paths, a seed drawn for -1."""
+    lr = USUAL_LR[settings.optimizer] if settings.lr is None else settings.lr
     chosen = settings.but(
         data_root=_absolute(settings.data_root),
         model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
@@ -194,7 +207,8 @@ def resolve(
         resolution=settings.resolution or resolution,
         bucket_step=settings.bucket_step or bucket_step,
         timestep_end=settings.timestep_end or num_timesteps,
-        text_encoder_lr=settings.lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
+        lr=lr,
+        text_encoder_lr=lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
         seed=secrets.randbelow(2**31) if settings.seed == -1 else settings.seed,
         max_epochs=10 if settings.max_steps is None and settings.max_epochs is None else settings.max_epochs,
     )
@@ -367,8 +381,11 @@ def _check(s: TrainSettings) -> None:
     for key in (*optional, "save_every_epochs", "sample_every_steps", "max_caption_length", "num_threads"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
     for key in (
-        "lr",
         "weight_decay",
+        "offset_noise",
+        "pyramid_noise",
+        "input_perturbation",
+        "embedding_perturbation",
         "lr_warmup_steps",
         "keep_tags",
         "sample_guidance",
@@ -378,12 +395,15 @@ def _check(s: TrainSettings) -> None:
         need(key, getattr(s, key) >= 0, "must not be negative")
     for key in ("cond_dropout", "flip_p", "lr_end"):
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
-    for key in ("text_encoder_lr",):
+    for key in ("lr", "text_encoder_lr"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
     for key in ("min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
-    need("eps", s.eps > 0, "must be above 0")
+    for key in ("eps", "huber_delta", "lr_power"):
+        need(key, getattr(s, key) > 0, "must be above 0")
+    need("pyramid_noise", s.pyramid_noise < 1, "must lie below 1: each coarser level weighs less")
+    need("debiased", not (s.debiased and s.min_snr_gamma), "goes with no min_snr_gamma: both weigh the timesteps")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     need("max_aspect", s.max_aspect >= 1, "must be at least 1")
     need("seed", s.seed >= -1, "must be -1 or more")

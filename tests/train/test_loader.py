@@ -12,7 +12,8 @@ import torch
 from edkit.data.progress import SILENT
 from edkit.data.sample import caption_text, drops_caption
 from edkit.train.families import load_family
-from edkit.train.loader import Batch, Loader, Planned, TextStates
+from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
+from edkit.train.losses import timestep_weights
 from edkit.train.noise import normal
 from edkit.train.prepare import Prepared, prepare
 from edkit.train.settings import TrainSettings, resolve
@@ -39,8 +40,14 @@ def loading(s: TrainSettings, *, micro_batch_size: int | None = None) -> Iterato
                 latents=data.latents,
                 seed=s.seed,
                 timesteps=(0, 1000),
-                min_snr_gamma=s.min_snr_gamma,
                 micro_batch_size=micro_batch_size,
+                weights=timestep_weights(
+                    family.snr(torch.arange(1000)),
+                    family.prediction_type,
+                    min_snr_gamma=s.min_snr_gamma,
+                    debiased=s.debiased,
+                ),
+                noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
             ),
             data,
         )
@@ -118,6 +125,32 @@ def test_a_picks_noise_and_timestep_do_not_depend_on_its_neighbours(settings: Se
     for key, (noisy, target, timestep, weight) in one.items():
         assert torch.equal(noisy, other[key][0]) and torch.equal(target, other[key][1])
         assert (timestep, weight) == other[key][2:]
+
+
+def test_more_noise_is_each_picks_own_and_the_target_is_what_was_added(settings: Settings) -> None:
+    def by_name(batch_size: int, **changes: float) -> dict[str, tuple[torch.Tensor, torch.Tensor, int]]:
+        found = {}
+        with loading(settings(batch_size=batch_size, **changes)) as (loader, data):
+            for step in planned(data, 0):
+                for m in loader.batch(step).micros:
+                    for i, sample in enumerate(m.samples):
+                        found[sample.key] = (m.noisy[i], m.target[i], int(m.timesteps[i]))
+        return found
+
+    plain = by_name(4)
+    more = {"offset_noise": 0.1, "pyramid_noise": 0.5}
+    one, other = by_name(4, **more), by_name(2, **more)
+    shaken = by_name(4, input_perturbation=0.2)
+    family = load_family(settings().model)
+    for key, (noisy, target, timestep) in one.items():
+        assert torch.equal(noisy, other[key][0]) and torch.equal(target, other[key][1])
+        assert not torch.allclose(target, plain[key][1])
+        # the latents under the noise are the same
+        alpha = family.snr(torch.tensor([timestep])) / (1 + family.snr(torch.tensor([timestep])))
+        change = (noisy - plain[key][0]) - (1 - alpha).sqrt().float() * (target - plain[key][1])
+        assert float(change.abs().max()) < 1e-5
+        # perturbed input: the same target, other input
+        assert torch.equal(shaken[key][1], plain[key][1]) and not torch.allclose(shaken[key][0], plain[key][0])
 
 
 def test_noise_is_standard_normal_and_a_function_of_its_name() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from edkit.data.errors import BadInput, StateError, UsageError
 from edkit.train import checkpoint as ck
+from edkit.train.families import load_family
 from edkit.train.loop import find_run, train
 from edkit.train.settings import TrainSettings, read_settings, to_toml
 from edkit.train.watch import read_metrics
@@ -67,6 +68,58 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(settings: Settings, 
         assert digests(resumed.checkpoint) == digests(straight.checkpoint)
         rows = [[row[k] for k in ("step", "loss", "lr")] for row in read_metrics(cut)]
         assert rows == [[row[k] for k in ("step", "loss", "lr")] for row in read_metrics(straight.run_dir)]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "lion", "prodigy"])
+def test_every_optimizer_learns_and_resumes_bit_for_bit(settings: Settings, tmp_path: Path, optimizer: str) -> None:
+    rates = {"adafactor": 3e-3, "lion": 3e-4, "prodigy": None}
+    steps = 160 if optimizer == "prodigy" else 40  # it begins with a rate of 1e-6
+    s = settings(
+        optimizer=optimizer, lr=rates[optimizer], max_steps=steps, save_every_steps=20, batch_size=8, cond_dropout=0.0
+    )
+    straight = train(s.but(out=tmp_path / "straight", keep_checkpoints=9))
+    assert straight.last_loss < straight.first_loss
+    shutil.copytree(straight.run_dir, tmp_path / "cut")
+    shutil.rmtree(ck.checkpoints(tmp_path / "cut")[-1])
+    resumed = train(resume=tmp_path / "cut")
+    assert resumed.resumed_from == steps - 20
+    assert resumed.checkpoint is not None and straight.checkpoint is not None
+    assert digests(resumed.checkpoint) == digests(straight.checkpoint)
+
+
+def test_a_run_with_every_loss_and_noise_option_learns_and_resumes(settings: Settings, tmp_path: Path) -> None:
+    more = {"loss_type": "mse_huber", "huber_delta": 0.5, "debiased": True, "offset_noise": 0.05}
+    more |= {"pyramid_noise": 0.3, "input_perturbation": 0.1, "embedding_perturbation": 0.5, "lr": 3e-3}
+    straight = train(settings(out=tmp_path / "straight", max_steps=40, save_every_steps=20, keep_checkpoints=9, **more))
+    assert straight.last_loss < straight.first_loss
+    shutil.copytree(straight.run_dir, tmp_path / "cut")
+    shutil.rmtree(ck.checkpoints(tmp_path / "cut")[-1])
+    resumed = train(resume=tmp_path / "cut")
+    assert resumed.checkpoint is not None and straight.checkpoint is not None
+    assert digests(resumed.checkpoint) == digests(straight.checkpoint)
+
+
+def test_zero_terminal_snr_wants_v_prediction_and_stands_in_the_export(
+    settings: Settings, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="predicts the noise"):
+        train(settings(zero_terminal_snr=True))
+    shutil.copytree(model, tmp_path / "v")
+    path = tmp_path / "v" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"prediction_type": "v_prediction"}), "utf-8")
+    run = train(settings(model=str(tmp_path / "v"), zero_terminal_snr=True, max_steps=2))
+    assert run.export is not None
+    said = json.loads((run.export / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    assert said["rescale_betas_zero_snr"] is True and said["timestep_spacing"] == "trailing"
+    snr = load_family(run.export).snr(torch.tensor([0, 500, 999]))
+    before = load_family(tmp_path / "v").snr(torch.tensor([0, 500, 999]))
+    # Lin et al., algorithm 1: the first timestep stays, the last has no signal at all
+    assert float(snr[2]) == 0 < float(before[2])
+    torch.testing.assert_close(snr[0], before[0], rtol=1e-3, atol=0)
+    root = [float((v / (1 + v)).sqrt()) for v in before]
+    assert float((snr[1] / (1 + snr[1])).sqrt()) == pytest.approx(
+        (root[1] - root[2]) * root[0] / (root[0] - root[2]), rel=1e-3
+    )
 
 
 def started(s: TrainSettings, tmp_path: Path) -> subprocess.Popen[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from edkit.train.losses import image_losses, min_snr_weights
+from edkit.train.losses import debiased_weights, image_losses, min_snr_weights, timestep_weights
 
 GAMMA = 5.0
 
@@ -46,3 +46,49 @@ def test_an_images_loss_is_the_mean_of_its_own_squares_in_fp32() -> None:
     losses = image_losses(said, target)
     assert losses.dtype == torch.float32
     assert_close(losses[1], ((said[1].double() - target[1].double()) ** 2).mean().float())
+
+
+def test_debiased_weighs_every_target_as_the_same_loss_on_the_noise() -> None:
+    """Yu et al.: the squared error in the noise weighs 1 / sqrt(snr), whatever the model predicts."""
+    generator = torch.Generator().manual_seed(0)
+    for snr in snrs():
+        alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
+        x0, noise, slip = torch.randn(3, 64, generator=generator, dtype=torch.float64)
+        noisy, v = alpha * x0 + sigma * noise, alpha * noise - sigma * x0
+        said = v + slip
+        # eps = sigma noisy + alpha v
+        noise_error = (sigma * noisy + alpha * said - noise).square().mean()
+        weight = debiased_weights(snr[None], "v_prediction")[0]
+        assert_close(weight * (said - v).square().mean(), noise_error / snr.sqrt(), rtol=1e-9, atol=0)
+        assert_close(debiased_weights(snr[None], "epsilon")[0], 1 / snr.sqrt())
+
+
+def test_no_weighting_is_none_and_each_weighting_is_chosen_by_name() -> None:
+    assert timestep_weights(snrs(), "epsilon", min_snr_gamma=None, debiased=False) is None
+    debiased = timestep_weights(snrs(), "epsilon", min_snr_gamma=None, debiased=True)
+    capped = timestep_weights(snrs(), "v_prediction", min_snr_gamma=5.0, debiased=False)
+    assert debiased is not None and capped is not None
+    assert_close(debiased.double(), debiased_weights(snrs(), "epsilon"), rtol=1e-6, atol=0)
+    assert_close(capped.double(), min_snr_weights(snrs(), 5.0, "v_prediction"), rtol=1e-6, atol=0)
+
+
+def test_huber_is_the_square_of_small_errors_and_a_line_beyond() -> None:
+    error = torch.tensor([0.0, 0.05, -0.1, 0.3, -2.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    delta = 0.1
+    losses = image_losses(error, torch.zeros_like(error), loss_type="huber", huber_delta=delta)
+    size = error.abs().flatten()
+    wanted = torch.where(size <= delta, size**2, 2 * delta * (size - delta / 2))
+    assert losses.dtype == torch.float64
+    assert_close(losses, wanted)
+
+
+def test_the_mixed_losses_run_from_one_to_the_other_over_the_timesteps() -> None:
+    said, target = torch.randn(2, 5, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) * 3
+    noisiness = torch.linspace(0, 1, 5, dtype=torch.float64)
+    mse = image_losses(said, target)
+    huber = image_losses(said, target, loss_type="huber")
+    mixed = image_losses(said, target, loss_type="mse_huber", noisiness=noisiness)
+    back = image_losses(said, target, loss_type="huber_mse", noisiness=noisiness)
+    assert_close(mixed, (1 - noisiness) * mse + noisiness * huber)
+    assert_close(back, (1 - noisiness) * huber + noisiness * mse)
+    assert bool((huber < mse).all())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edkit.data import atomic
+from edkit.train.noise import Name
 
 Text = dict[str, Tensor]
 """What a family's text side makes of captions: named tensors, the first axis of each is the caption."""
@@ -49,6 +50,16 @@ class Family(Protocol):
 
     def encode_text(self, tokens: Text) -> Text:
         """What the denoiser reads: from token ids, under grad where the text encoder trains."""
+
+    def perturb(self, text: Text, gamma: float, seed: int, names: Sequence[Name]) -> Text:
+        """Text with noise on what the denoiser attends to (`noise.perturbed`), each row's of its own name."""
+
+    def end_at_pure_noise(self) -> None:
+        """Stretch the noise schedule so that its last timestep has no signal left: Lin et al. 2023, "Common
+        diffusion noise schedules and sample steps are flawed", arXiv:2305.08891, algorithm 1.
+
+        Raises BadInput where the model predicts the noise itself, which there tells nothing.
+        """
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in -1..1 -> (N, C, H/f, W/f) scaled latents, the mean of what the encoder says."""

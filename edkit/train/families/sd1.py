@@ -23,6 +23,7 @@ from edkit.train.families.base import (
     write_json,
     write_safetensors,
 )
+from edkit.train.noise import Name, perturbed
 
 PIPELINES = ("StableDiffusionPipeline",)
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".onnx_data")
@@ -43,8 +44,6 @@ class SD1:
         tokenizer: Any,
         scheduler: Mapping[str, Any],
     ) -> None:
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
         self.folder = folder
         self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
         self.vae_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -63,11 +62,27 @@ class SD1:
                 where=str(folder / "scheduler"),
             )
         self.prediction_type: Literal["epsilon", "v_prediction"] = prediction
+        self._schedule_noise()
+
+    def _schedule_noise(self) -> None:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
         ddim = DDIMScheduler(**self._scheduler_config)
         self.num_timesteps = int(ddim.config.num_train_timesteps)
         self.alphas_cumprod: Tensor = ddim.alphas_cumprod.to(torch.float64)  # (T,)
         self._root_alpha = self.alphas_cumprod.sqrt().float()
         self._root_sigma = (1 - self.alphas_cumprod).sqrt().float()
+
+    def end_at_pure_noise(self) -> None:
+        if self.prediction_type == "epsilon":
+            raise BadInput(
+                "predicts the noise, and at zero terminal SNR the picture is nothing else",
+                where=str(self.folder),
+                mend="zero_terminal_snr wants a v-prediction model",
+            )
+        # a sampler that never starts from the last timestep would not use what was learned there
+        self._scheduler_config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        self._schedule_noise()
 
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder}
@@ -95,6 +110,9 @@ class SD1:
 
     def encode_text(self, tokens: Text) -> Text:
         return {"states": self.text_encoder(input_ids=tokens["input_ids"]).last_hidden_state}  # (N, L, D)
+
+    def perturb(self, text: Text, gamma: float, seed: int, names: Sequence[Name]) -> Text:
+        return {**text, "states": perturbed(text["states"], gamma, seed, names)}
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         latents = self.vae.encode(pixels).latent_dist.mode()
@@ -160,6 +178,8 @@ class SD1:
         scheduler = (
             _read_json(source) if source.is_file() else {"_class_name": "DDIMScheduler", **self._scheduler_config}
         )
+        if self._scheduler_config.get("rescale_betas_zero_snr"):
+            scheduler = scheduler | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", _index(scheduler, type(self.tokenizer).__name__))
 
