@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edkit.clean.check import check as check
     from edkit.clean.dedupe import dedupe as dedupe
     from edkit.clean.filter import filter as filter
+    from edkit.clean.report import report as report
     from edkit.data.journal import undo as undo
     from edkit.data.story import history as history
     from edkit.data.story import why as why
@@ -44,6 +45,7 @@ _WHERE = {
     "import_coco": "edkit.gather.coco",
     "credits": "edkit.gather.credits",
     "check": "edkit.clean.check",
+    "report": "edkit.clean.report",
     "dedupe": "edkit.clean.dedupe",
     "filter": "edkit.clean.filter",
     "aesthetic_filter": "edkit.clean.aesthetic_filter",

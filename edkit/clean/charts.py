@@ -11,6 +11,7 @@ from edkit.page import charts
 from edkit.page.html import Html
 
 _MAX_ASPECT = 4.0
+_MOST_BUCKETS = 12
 _MOST_DOTS = 600  # more places than this are joined
 
 
@@ -34,6 +35,21 @@ def sizes_chart(sizes: Iterable[tuple[int, int]], target: Family | None, resolut
         up="height, pixels",
         names=("images", "smaller than their bucket", "buckets"),
     )
+
+
+def buckets_chart(sizes: Iterable[tuple[int, int]], target: Family | None, resolution: int) -> Html:
+    """How many images are nearest to each bucket; the fullest buckets, tall ones first."""
+    among = buckets(resolution, 64 if target is None else target.bucket_step, _MAX_ASPECT)
+    full: Counter[tuple[int, int]] = Counter()
+    for width, height in sizes:
+        if width > 0 and height > 0:
+            full[among[nearest(width, height, among)]] += 1
+    top = {bucket for bucket, _ in full.most_common(_MOST_BUCKETS)}
+    rows = [(f"{w} x {h}", float(full[w, h])) for w, h in among if (w, h) in top]
+    rest = full.total() - sum(full[bucket] for bucket in top)
+    if rest:
+        rows.append((f"{len(full) - len(top)} other buckets", float(rest)))
+    return charts.bars("Images by bucket, tall to wide", rows, unit="images")
 
 
 def _dot(size: tuple[int, int], n: float, out: bool) -> charts.Dot:

@@ -110,6 +110,62 @@ def check(
         raise typer.Exit(console.FOUND)
 
 
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit report photos --out report.html --open")
+def report(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page to write.")] = None,
+    family: Annotated[
+        str | None, typer.Option("--for", help="sd1, sd2, sdxl, nano or a model's folder: its sizes and token limit.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")
+    ] = None,
+    caption_fallback: Annotated[
+        str | None, typer.Option("--caption-fallback", help="Caption of images whose name is no caption.")
+    ] = None,
+    radius: Annotated[int, typer.Option("--radius", help="Bits near-duplicates differ in at most.")] = 8,
+    thumbnails: Annotated[
+        int, typer.Option("--thumbnails", min=0, help="Small pictures on the page at most (about 1.3 kB each).")
+    ] = 10_000,
+    workers: Workers = None,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+    show: console.Open = False,
+) -> None:
+    """Write one page that shows the whole set: balance, sizes, captions, facts, duplicates, sources, pictures."""
+    from edkit.clean.report import report as verb
+    from edkit.data.errors import UsageError
+
+    if out is None and not show:
+        raise UsageError("where to?", where="report", mend="--out report.html, or --open just to look")
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            root,
+            out=out or _page_of(root, "report"),
+            family=family,
+            resolution=resolution,
+            caption_fallback=caption_fallback,
+            radius=radius,
+            thumbnails=thumbnails,
+            workers=workers,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        ui.done(
+            result,
+            f"{_count(result.num_images, 'image')} in {_count(result.num_folders, 'folder')},"
+            f" {result.picks:,.6g} picks an epoch",
+            f"{_count(result.num_groups, 'group')} of near-duplicates, {result.num_removed:,} set aside so far",
+            *([f"{_count(result.num_broken, 'image')} can't be read (see: edkit check)"] if result.num_broken else []),
+            *([f"{_count(result.num_cut_captions, 'caption')} cut at the limit"] if result.num_cut_captions else []),
+            *(f"note: {note}" for note in result.notes),
+            f"page: {result.page} ({console.size(result.num_bytes)}, {_count(result.num_thumbnails, 'thumbnail')})",
+        )
+    if show:
+        console.open_page(result.page)
+
+
 @app.command(rich_help_panel=PANEL, epilog="Example: edkit dedupe photos --radius 8 --dry-run")
 def dedupe(
     folders: Dirs,

@@ -38,7 +38,7 @@ class Picture:
     """One picture and what is said of it.
 
     `source` is a file, an open image, or None (a tile that says so). `badge` is a short verdict, good, bad or
-    neutral (None). The picture links to `href`, or to its own file.
+    neutral (None). The picture links to `href`, or to its own file; `hint` shows where the pointer rests.
     """
 
     source: Path | Image.Image | None
@@ -49,6 +49,7 @@ class Picture:
     href: Path | None = None
     linked: bool = True
     marks: tuple[Mark, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ def _card(picture: Picture, *, page_dir: Path, box: int) -> Html:
         tag("span", picture.caption, class_="says", dir="auto") if picture.caption else "",
         tag("small", picture.note, dir="auto") if picture.note else "",
     ]
-    return tag("figure", shown, tag("figcaption", *words) if any(words) else "")
+    return tag("figure", shown, tag("figcaption", *words) if any(words) else "", title=picture.hint or None)
 
 
 def _marks(marks: Sequence[Mark]) -> Html:
