@@ -33,10 +33,15 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (96, 64), format: str = "JPEG", 
 
 
 class Web:
-    """The server: `url(path)` for a page; `hits` counts requests, `most_at_once` those open together."""
+    """The server: `url(path)` for a page; `hits` counts requests, `most_at_once` those open together.
+
+    `/robots.txt` (404 unless `robots` holds one) is counted by the host asked for, in `robots_hits`.
+    """
 
     def __init__(self) -> None:
         self.hits: Counter[str] = Counter()
+        self.robots: dict[str, str] = {}  # host:port or "*" -> a robots.txt, or how it misbehaves
+        self.robots_hits: Counter[str] = Counter()
         self.user_agents: set[str] = set()
         self.active = self.most_at_once = 0
         self.pages: dict[str, bytes] = {}  # path -> an image's bytes
@@ -72,6 +77,11 @@ class Web:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             path = head.split(" ", 2)[1]
+            if path == "/robots.txt":
+                host = next(li[5:].strip() for li in head.split("\r\n") if li.lower().startswith("host:"))
+                self.robots_hits[host] += 1
+                await self._robots(self.robots.get(host) or self.robots.get("*", "404"), writer)
+                return
             for line in head.split("\r\n"):
                 if line.lower().startswith("user-agent:"):
                     self.user_agents.add(line[11:].strip())
@@ -86,6 +96,16 @@ class Web:
             pass
         finally:
             writer.close()
+
+    async def _robots(self, text: str, writer: asyncio.StreamWriter) -> None:
+        if text.isdecimal():
+            await send(writer, b"no", status=int(text), kind="text/plain")
+        elif text == "hang":
+            await asyncio.sleep(30)
+        elif text.startswith("redirect "):
+            await redirect(writer, text.split()[1])
+        else:
+            await send(writer, text.encode(), kind="text/plain")
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
         first = self.hits[path] == 1
