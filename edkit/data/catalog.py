@@ -172,7 +172,7 @@ class Tried(NamedTuple):
 
     outcome: str
     query: str | None
-    path: Path | None
+    path: str | None  # absolute; no Path, which costs more than the look-up
     extra: str | None  # JSON
 
 
@@ -509,8 +509,7 @@ class Catalog:
                     asked,
                 ).fetchall()
             for url, outcome, query, path, extra in rows:
-                tried = Tried(outcome, query, None if path is None else Path(path_of(path)), extra)
-                found.setdefault(url, []).append(tried)
+                found.setdefault(url, []).append(Tried(outcome, query, path and path_of(path), extra))
             for url, stored in zip(part, asked, strict=True):
                 if url != stored and stored in found:
                     found[url] = found[str(stored)]

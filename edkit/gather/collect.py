@@ -25,6 +25,7 @@ _WINDOW = 16_384  # rows on the way at once: how far fetching runs ahead of the 
 _COMMIT_SECONDS = 0.5
 _COMMIT_ROWS = 256
 _ASKED = 500  # candidates looked up in the ledger at a time
+_AHEAD = 2  # lists of candidates read before they are asked for; one may hold tens of thousands
 _SKIP_SECONDS = 0.2  # of skipping what is settled, between looks at what has arrived
 
 
@@ -265,7 +266,7 @@ class _Ahead:
     def __init__(self, matching: Matching) -> None:
         self.funnel = Funnel()  # as it stood at the last chunk taken
         self.done = False
-        self._queue: queue.Queue[tuple[list[Candidate], Funnel] | BaseException | None] = queue.Queue(8)
+        self._queue: queue.Queue[tuple[list[Candidate], Funnel] | BaseException | None] = queue.Queue(_AHEAD)
         self._held: tuple[list[Candidate], Funnel] | BaseException | None = None
         self._has_held = False
         self._stop = threading.Event()

@@ -48,8 +48,11 @@ class Placed:
 class Placer:
     """Holds a folder's names and staging for one run of one query; the catalog must be open for writing."""
 
+    _into_tars = False
+
     def __init__(self, catalog: Catalog, out: Path, *, query: str, captions: Captions, options: str = "") -> None:
         self.catalog, self.out, self.query, self.captions = catalog, out, query, captions
+        self._folder = str(out)
         self.options = options  # id of the fetch options, beside each row
         self.staging = out / INCOMING
         self.staging.mkdir(parents=True, exist_ok=True)
@@ -69,9 +72,10 @@ class Placer:
         numbers = [int(stem) for stem in (name.split(".", 1)[0] for name in taken) if stem.isdecimal()]
         self._number = max([0, *numbers])
 
-    def _is_own(self, path: Path) -> bool:
+    def _is_own(self, path: str | Path) -> bool:
         """Whether a place in the ledger is one that this placer gives."""
-        return path.parent == self.out and path.suffix != ".tar"
+        folder, _, name = str(path).rpartition(os.sep)
+        return folder == self._folder and name.endswith(".tar") == self._into_tars
 
     # ---- what earlier runs leave to do
 
@@ -91,6 +95,8 @@ class Placer:
         return [self._why_settled(tried.get(candidate.url, ())) for candidate in candidates]
 
     def _why_settled(self, tried: Sequence[Tried]) -> str | None:
+        if not tried:
+            return None
         last: Tried | None = None
         for one in tried:
             if one.outcome == KEPT and one.path is not None and self._is_own(one.path):

@@ -31,6 +31,8 @@ _NUMBERS = ("width", "height", "original_width", "original_height", "row")
 class ShardPlacer(Placer):
     """Places images into `OUT/00000.tar`, `00001.tar`, ...: `shard_size` in each, what is left in the last."""
 
+    _into_tars = True
+
     def __init__(self, catalog: Catalog, out: Path, *, query: str, options: str = "", shard_size: int = 10_000) -> None:
         if shard_size < 1:
             raise UsageError(f"--shard-size {shard_size}: images in a shard, 1 or more")
@@ -41,9 +43,6 @@ class ShardPlacer(Placer):
 
     def _begin(self) -> None:
         self._shard = self._next_shard(0)
-
-    def _is_own(self, path: Path) -> bool:
-        return path.parent == self.out and path.suffix == ".tar"
 
     def _called(self, row: LedgerRow) -> str:
         assert row.path is not None

@@ -240,7 +240,7 @@ def test_a_checksum_is_recorded_and_with_strict_refused(web: Any, laion: Laion, 
     kept = scrape([table], out=tmp_path / "off", **QUICK)
     assert kept.kept == 2
     assert [(r.extra or {}).get("checksum_matches") for r in ledger(tmp_path / "off")] == [True, False]
-    strict = scrape([table], out=tmp_path / "strict", check_hash=True, **QUICK)
+    strict = scrape([table], out=tmp_path / "strict", check_hash="strict", **QUICK)
     assert strict.outcomes == {"ok": 1, "hash": 1}
 
 
@@ -425,7 +425,7 @@ def test_the_command_shows_the_funnel_the_outcomes_and_what_to_do(web: Any, laio
     assert "HTTP 404 (not found)" in done.stdout and "run again" in done.stdout
     assert "url=URL, caption=TEXT" in done.stderr
     assert images_only(tmp_path / "pool") == ["a photo of a man_(1).jpg"]
-    listed = edkit("scrape", table.name, "--out", "other", "--list", cwd=tmp_path)
+    listed = edkit("scrape", table.name, "--out", "other", "--dry-run", cwd=tmp_path)
     assert "a photo of a man" in listed.stdout and not (tmp_path / "other").exists()
     wrong = edkit("scrape", table.name, "--out", "pool", "--columns", "url=LINK", cwd=tmp_path)
     assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and "LINK" in wrong.stderr
