@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edkit.balance.balance import balance as balance
     from edkit.balance.plan import plan as plan
+    from edkit.caption.auto import caption_auto as caption_auto
     from edkit.caption.edit import caption_edit as caption_edit
     from edkit.caption.move import caption_move as caption_move
     from edkit.caption.rename import rename_captions as rename_captions
@@ -35,14 +36,26 @@ if TYPE_CHECKING:
     from edkit.demo import demo as demo
     from edkit.gather.coco import import_coco as import_coco
     from edkit.gather.credits import credits as credits
+    from edkit.gather.ffhq import import_ffhq as import_ffhq
+    from edkit.gather.folder import import_folder as import_folder
+    from edkit.gather.hf import import_hf as import_hf
+    from edkit.gather.img2dataset import import_img2dataset as import_img2dataset
+    from edkit.gather.kohya import import_kohya as import_kohya
     from edkit.gather.scrape import scrape as scrape
+    from edkit.gather.webdataset import import_webdataset as import_webdataset
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
     from edkit.train.loop import train as train
 
 _WHERE = {
     "scrape": "edkit.gather.scrape",
+    "import_folder": "edkit.gather.folder",
     "import_coco": "edkit.gather.coco",
+    "import_ffhq": "edkit.gather.ffhq",
+    "import_img2dataset": "edkit.gather.img2dataset",
+    "import_webdataset": "edkit.gather.webdataset",
+    "import_kohya": "edkit.gather.kohya",
+    "import_hf": "edkit.gather.hf",
     "credits": "edkit.gather.credits",
     "check": "edkit.clean.check",
     "report": "edkit.clean.report",
@@ -53,6 +66,7 @@ _WHERE = {
     "caption_move": "edkit.caption.move",
     "caption_edit": "edkit.caption.edit",
     "caption_words": "edkit.caption.words",
+    "caption_auto": "edkit.caption.auto",
     "balance": "edkit.balance.balance",
     "plan": "edkit.balance.plan",
     "train": "edkit.train.loop",

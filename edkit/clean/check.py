@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from edkit import nano
@@ -17,7 +20,7 @@ from edkit.clean.usual import usual_words
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import MissingExtra, Problem, UsageError
-from edkit.data.journal import Trash, apply
+from edkit.data.journal import Trash, Write, apply
 from edkit.data.plan import buckets, crop_for, nearest
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import caption_text
@@ -29,6 +32,8 @@ from edkit.measure.measure import measure
 
 MIN_SIDE = 256  # pixels, where no family says what it needs
 MAX_ASPECT = 4.0  # buckets go no further
+BURST_SECONDS = 2.0  # between one shot and the next
+BURST_BITS = 24  # of 64, between their hashes: 32 is what strangers have
 HEAD_LOST = 0.1  # part of a head that a crop may cut before it is told
 _FORM = ("format", "width", "height")
 
@@ -58,6 +63,7 @@ def check(
     radius: int = 8,
     out: Path | None = None,
     fix: bool = False,
+    shorten: bool = False,
     set_aside: Sequence[str] = (),
     dry_run: bool = False,
     workers: int | None = None,
@@ -69,7 +75,8 @@ def check(
     Errors (unreadable images, captions or options that can't be understood) block training; warnings (too
     small, cut heads, near-duplicates, captions cut at the token limit of `family`, ...) don't. `out` is
     an HTML page to write. `fix` first mends what has one safe, lossless mend (and writes `caption_fallback`
-    beside images without a caption); `set_aside` first moves the images, or text files, of these kinds of
+    beside images without a caption); `shorten` first cuts caption files where `family` stops
+    reading; `set_aside` first moves the images, or text files, of these kinds of
     findings to the trash. Both are journaled; on a `dry_run` they only say what they would do. Raises
     UsageError for a family or a kind nobody knows.
     """
@@ -84,12 +91,14 @@ def check(
             raise UsageError(
                 f"no finding is called {kind!r}", where="--set-aside", mend=measured_facts.nearest(kind, KINDS)
             )
-    if (fix or set_aside) and not asked.root.is_dir():
+    if shorten and target is None:
+        raise UsageError("which model's limit?", where="--shorten", mend="--for sd1, sd2, sdxl or nano")
+    if (fix or shorten or set_aside) and not asked.root.is_dir():
         raise UsageError("files are changed in folders alone, not by a manifest", where=str(root))
     if fix and caption_fallback == "WORDS":
         raise UsageError("WORDS stands for what the pictures show", mend='--caption-fallback "my dog"')
     fixed = None
-    changes = (fix or bool(set_aside)) and not dry_run
+    changes = (fix or shorten or bool(set_aside)) and not dry_run
     with open_catalog(asked.root, state_dir=state_dir, changes=changes, command="check", progress=progress) as catalog:
 
         def look() -> Look:
@@ -98,11 +107,15 @@ def check(
         if fix:
             fixed = _fix(catalog, asked.root, caption_fallback, workers, dry_run, progress)
         seen = look()
+        more = []
+        if shorten:
+            more.append(_shorten(catalog, seen, dry_run=dry_run, progress=progress))
         if set_aside:
-            done = _set_aside(catalog, seen, set_aside, dry_run=dry_run, progress=progress)
+            more.append(_set_aside(catalog, seen, set_aside, dry_run=dry_run, progress=progress))
+        for done in more:
             fixed = done if fixed is None else _both(fixed, done)
-            if done.mended and not dry_run:
-                seen = look()
+        if any(done.mended for done in more) and not dry_run:
+            seen = look()
         page = None
         if out is not None:
             from edkit.clean.check_page import write_page
@@ -141,18 +154,16 @@ def _look(
     dataset = read(root, caption_fallback=caption_fallback, sizes=False, catalog=catalog, progress=progress)
     asked = replace(asked, num_images=len(dataset))
     paths = tuple(dict.fromkeys(dataset.paths))
-    heads = _heads_fact()
-    names = dict.fromkeys((*_FORM, *FACTS_NEEDED, *(name for name in ("taken",) if name in measured_facts.FACTS)))
+    names = dict.fromkeys((*_FORM, "taken", *FACTS_NEEDED))
     measured = measure(catalog, paths, names, workers=workers, progress=progress)
     facts = {path: one for path, one in measured.items() if not isinstance(one, Problem)}
     ids = catalog.content_ids(facts)
     notes: list[str] = []
-    faces: Mapping[Path, Sequence[Box]] | None = None
-    if heads is not None:
-        try:
-            faces = heads(catalog, list(facts), workers, progress)
-        except MissingExtra as error:
-            notes.append(f"no one looked for heads that a crop would cut: {error}")
+    faces: dict[Path, list[Box]] | None = None
+    try:
+        faces = _faces(catalog, list(facts), workers, progress)
+    except MissingExtra as error:
+        notes.append(f"no one looked for heads that a crop would cut: {error}")
     listing = Listing(images=paths, sidecars={}, siblings={})
     found = [*map(_from_reader, dataset.problems), *_broken(measured.values())]
     for path, one in facts.items():
@@ -160,7 +171,9 @@ def _look(
         found += _shape(path, one, resolution, target)
         if faces is not None:
             found += _heads(path, one, faces.get(path, ()), resolution or 512, target)
-    found += _duplicates(listing, facts, ids, asked, root)
+    doubled = list(_duplicates(listing, facts, ids, asked, root))
+    found += doubled
+    found += _bursts(facts, {path for spot in doubled for path in spot.aside}, root)
     num_tokens: list[int] = []
     if target is not None:
         try:
@@ -207,9 +220,18 @@ def _from_reader(problem: Problem) -> Spot:
     kind, path = kind_of(problem), file_of(problem.where)
     if kind in _NO_FILE or path.suffix.lower() == ".json":
         return Spot(problem=problem)
-    if problem.code in _OF_IMAGES or (kind == "main-prompt-twice" and not path.is_dir()):
+    if kind == "main-prompt-twice" and not path.is_dir():
+        return Spot(problem=problem, image=path, aside=_weaker(problem, path))
+    if problem.code in _OF_IMAGES:
         return Spot(problem=problem, image=path, aside=(path,))
     return Spot(problem=problem, aside=() if path.is_dir() else (path,))
+
+
+def _weaker(problem: Problem, image: Path) -> tuple[Path, ...]:
+    """The caption files that lose to a stronger one: "... is used, not .txt"."""
+    endings = problem.what.rpartition(", not ")[2].split(", ")
+    files = (image.with_name(image.stem + ending) for ending in endings if ending.lower() in (".caption", ".txt"))
+    return tuple(file for file in files if file.is_file())
 
 
 def _broken(measured: Iterable[Facts | Problem]) -> Iterator[Spot]:
@@ -295,12 +317,23 @@ def _lost(head: Box, keep: Box) -> float:
     return 1.0 - wide * tall / area if area > 0 else 0.0
 
 
-_Heads = Callable[[Catalog, Sequence[Path], int | None, Progress], Mapping[Path, Sequence[Box]]]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+_FACE = 5  # left, top, right, bottom, score
 
 
-def _heads_fact() -> _Heads | None:
-    """The face detector, where this edkit has one."""
-    return None
+def _faces(
+    catalog: Catalog, paths: Sequence[Path], workers: int | None, progress: Progress
+) -> dict[Path, list[Box]] | None:
+    """Where each picture's faces are; None where this edkit has no detector. Raises MissingExtra."""
+    if "faces" not in measured_facts.FACTS or find_spec("edkit.measure.models") is None:
+        return None
+    found: dict[Path, list[Box]] = {}
+    for path, one in measure(catalog, paths, ["faces"], workers=workers, progress=progress).items():
+        if not isinstance(one, Problem):
+            numbers = [float(number) for number in _NUMBER.findall(str(one["faces"] or ""))]
+            rows = (numbers[i : i + _FACE] for i in range(0, len(numbers) - _FACE + 1, _FACE))
+            found[path] = [(left, top, right, bottom) for left, top, right, bottom, _ in rows]
+    return found
 
 
 # ---- pictures of one moment
@@ -328,6 +361,40 @@ def _duplicates(
         )
 
 
+def _bursts(facts: Mapping[Path, Facts], gone: set[Path], root: Path) -> Iterator[Spot]:
+    """Pictures taken within seconds of one another that look alike, though not alike enough for duplicates."""
+    shots = []
+    for path, one in facts.items():
+        try:
+            time = datetime.fromisoformat(str(one["taken"] or ""))
+        except ValueError:  # not said, or a camera's nonsense
+            continue
+        if path not in gone:
+            shots.append((path.parent, time.replace(tzinfo=None), path))
+    runs: list[list[Path]] = []
+    last: tuple[Path, datetime] | None = None
+    for folder, time, path in sorted(shots):
+        near = last is not None and last[0] == folder and (time - last[1]).total_seconds() <= BURST_SECONDS
+        if near and _bits(facts[runs[-1][-1]], facts[path]) <= BURST_BITS:
+            runs[-1].append(path)
+        else:
+            runs.append([path])
+        last = folder, time
+    for run in runs:
+        if len(run) > 1:
+            best = max(run, key=lambda path: (_number(facts[path]["sharpness"]), path.name))
+            others = [path for path in run if path != best]
+            what = f"{len(run)} pictures shot within seconds; {shown(best, root)} is the sharpest"
+            yield _spot(
+                "burst", best, what, "keep one", aside=tuple(others), others=tuple((path, "") for path in others)
+            )
+
+
+def _bits(one: Facts, other: Facts) -> int:
+    """In how many bits the perceptual hashes of two pictures differ."""
+    return (int(str(one["phash"]), 16) ^ int(str(other["phash"]), 16)).bit_count()
+
+
 # ---- captions
 
 
@@ -349,7 +416,11 @@ def _tokens(dataset: Dataset, target: Family, progress: Progress) -> tuple[list[
                 what = f"{number} tokens of caption, {target.name} reads {target.max_tokens}: unread is {end!r}"
                 path = dataset.path(index)
                 head = caption[: caption.rfind(lost)]
-                cut.append(_spot("caption-cut", path, what, "shorten it", read=head, unread=lost))
+                spot = _spot("caption-cut", path, what, "shorten it", aside=(), read=head, unread=lost)
+                source = next(iter(dataset.sources(index)), path)
+                if source.suffix.lower() in (".txt", ".caption") and dataset.caption(index).verbatim:
+                    spot = replace(spot, text=source)
+                cut.append(spot)
             advance(1)
     return lengths, cut
 
@@ -380,6 +451,35 @@ def _fix(
         problems = read(root, sizes=False, catalog=catalog, progress=progress).problems
         bare = [Path(one.where) for one in problems if one.code in ("camera-name", "no-caption")]
     return fix(catalog, root, uncaptioned=bare, caption=caption, workers=workers, dry_run=dry_run, progress=progress)
+
+
+def _shorten(catalog: Catalog, seen: Look, *, dry_run: bool, progress: Progress) -> Fixed:
+    """Cut caption files where the family stops reading, at a whole word."""
+    changes: list[Write] = []
+    elsewhere: list[tuple[Path, str]] = []
+    for finding, spots in seen.findings:
+        if finding.kind != "caption-cut":
+            continue
+        for spot in spots:
+            if spot.text is None:
+                elsewhere.append(
+                    (Path(spot.problem.where), "its caption isn't a text file of its own: edit it by hand")
+                )
+                continue
+            kept = spot.read
+            if kept[-1:].isalnum() and spot.unread[:1].isalnum():
+                kept = kept[: kept.rfind(" ") + 1]  # no half word
+            kept = kept.rstrip(" ,;:-")
+            changes.append(Write(spot.text, kept.encode(), f"cut where the model stops reading: {spot.unread}"))
+    changes = list({change.path: change for change in changes}.values())
+    applied = apply(catalog, changes, verb="check", command="check --shorten", dry_run=dry_run, progress=progress)
+    left = [(change.path, why) for change, why in applied.skipped if isinstance(change, Write)]
+    stayed = {path for path, _ in left}
+    return Fixed(
+        mended=tuple(Mended(path=one.path, what=one.reason) for one in changes if one.path not in stayed),
+        left=(*elsewhere, *left),
+        operation=applied.operation,
+    )
 
 
 def _set_aside(catalog: Catalog, seen: Look, kinds: Sequence[str], *, dry_run: bool, progress: Progress) -> Fixed:
@@ -442,6 +542,10 @@ def _spot(
 
 def _problem(code: str, path: Path, what: str, mend: str) -> Problem:
     return Problem(level="warning", code=code, where=os.fspath(path), what=what, mend=mend)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _whole(value: object) -> int:

@@ -31,6 +31,7 @@ class Spot:
     bad: tuple[Box, ...] = ()  # what it should not have cut
     read: str = ""  # the part of a caption that is read,
     unread: str = ""  # and the part that isn't
+    text: Path | None = None  # the file that holds nothing but that caption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,18 @@ def _multiply(asked: Asked, spots: Sequence[Spot]) -> str:
     folders = [os.path.relpath(spot.problem.where, root).replace(os.sep, "/") for spot in spots]
     words = [word for folder in folders[:20] for word in ("--set", f"{folder}=1")]
     return command("balance", str(asked.root), *words)
+
+
+def _shorten(asked: Asked, spots: Sequence[Spot]) -> str:
+    return asked.check("--shorten") if any(spot.text is not None for spot in spots) else ""
+
+
+def _words(asked: Asked, spots: Sequence[Spot]) -> str:
+    if not asked.root.is_dir():
+        return ""
+    folder = os.path.relpath(spots[0].problem.where, os.path.abspath(asked.root))  # noqa: PTH100
+    inside = [] if folder == "." else ["--folder", folder.replace(os.sep, "/")]
+    return command("caption", "edit", str(asked.root), *inside, "--ignore-case", "--replace", "WORD", "")
 
 
 def _options(asked: Asked, spots: Sequence[Spot]) -> str:
@@ -267,7 +280,9 @@ KINDS: dict[str, Kind] = {
         one="1 caption is longer than the model reads",
         many="{n} captions are longer than the model reads",
         why="The text encoder stops at its token limit. What stands after it is never seen by the training.",
-        by_hand="Shorten them, or move what matters to the front.",
+        mend=_shorten,
+        does="cuts the caption files at the last whole word that is read",
+        by_hand="Better: shorten them yourself, or move what matters to the front.",
     ),
     "mislabelled-image": Kind(
         one="1 picture's ending is wrong",
@@ -309,7 +324,9 @@ KINDS: dict[str, Kind] = {
         one="1 place gives more than one caption",
         many="{n} places give more than one caption",
         why="Only the strongest is used: .yaml before .caption before .txt, the image's before the folder's.",
-        by_hand="Keep the one you mean.",
+        mend=_aside("main-prompt-twice"),
+        does="moves the caption files that aren't used to the trash",
+        by_hand="Look first whether the right one is used.",
     ),
     "said-twice": Kind(
         one="1 option is said twice",
@@ -357,6 +374,8 @@ KINDS: dict[str, Kind] = {
             " subject's name; not for “photo”, a place or a colour that should stay free."
         ),
         level="note",
+        mend=_words,
+        does="takes WORD out of these captions",
         by_hand="Leave the subject's name, and take out what isn't part of it; or add pictures without it.",
     ),
     "marked-text": Kind(

@@ -152,7 +152,8 @@ def _captions(found: Survey, root: Path, page_dir: Path) -> Html:
                 for path, n in sorted(found.cut, key=lambda one: -one[1])[:_ROWS]
             ]
             table = layout.table(["picture", "tokens"], rows)
-            parts.append(layout.fold(f"The {len(found.cut):,} captions that are cut, longest first", table))
+            many = "The caption that is cut" if len(rows) == 1 else f"The {len(found.cut):,} captions that are cut"
+            parts.append(layout.fold(many, table))
     by_size = sorted(found.words, key=lambda folder: -(found.words[folder][0].num_images if found.words[folder] else 0))
     words = []
     for folder in by_size[:_WORD_FOLDERS]:
@@ -193,15 +194,16 @@ def _measured(found: Survey, root: Path, page_dir: Path) -> Html:
         first, last = values[ordered[len(ordered) // 200]], values[ordered[-1 - len(ordered) // 200]]
         edges, counts = charts.spread(values.values(), low=first, high=last, steps=24)
         unit = f", {fact.unit}" if fact.unit else ""
-        chart = charts.histogram(fact.what, edges, counts, across=f"{name}{unit}")
+        chart = charts.histogram(f"Pictures by {title.lower()}", edges, counts, across=f"{name}{unit}")
         ends = [
             tag("h4", low),
             _ends(ordered[:_ENDS], values, root, page_dir),
             tag("h4", high),
             _ends(ordered[::-1][:_ENDS], values, root, page_dir),
         ]
-        known = "" if len(values) == len(found.paths) else f"Known of {len(values):,} pictures."
-        parts.append(layout.group(title, tag("div", chart, tag("div", *ends), class_="measure"), note=known))
+        known = "" if len(values) == len(found.facts) else f" Known of {len(values):,} pictures."
+        said = f"{fact.what[:1].upper()}{fact.what[1:]}.{known}"
+        parts.append(layout.group(title, tag("div", chart, tag("div", *ends), class_="measure"), note=said))
     note = "Each is a fact of the picture alone, and can stand in a rule: edkit filter --rule."
     return layout.section("Measured", *parts, note=note, anchor="measured") if parts else Html("")
 

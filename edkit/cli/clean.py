@@ -48,6 +48,9 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="First mend what has one safe, lossless mend (undo takes it back).")
     ] = False,
+    shorten: Annotated[
+        bool, typer.Option("--shorten", help="First cut caption files where the model of --for stops reading.")
+    ] = False,
     set_aside: Annotated[
         list[str] | None,
         typer.Option("--set-aside", metavar="KIND", help="First move the files of this kind of finding to the trash."),
@@ -73,6 +76,7 @@ def check(
             radius=radius,
             out=_page_of(root, "check") if out is None and show else out,
             fix=fix,
+            shorten=shorten,
             set_aside=set_aside or (),
             dry_run=dry_run,
             workers=workers,
@@ -348,6 +352,8 @@ def _page_of(root: Path, name: str) -> Path:
 
 def _told(finding: Finding) -> list[str]:
     """One kind of finding in a few lines: its title, where, and the command that mends it."""
+    from textwrap import wrap
+
     from edkit.data.errors import one_line
 
     wheres = [one_line(where) for where in finding.first]
@@ -356,7 +362,7 @@ def _told(finding: Finding) -> list[str]:
         wheres = [f"{names} and {finding.count - len(wheres):,} more"]
     wide = console.stdout().width - 4
     lines = [where if len(where) <= wide else f"{where[: wide - 3]}..." for where in wheres]
-    lines.append(f"> {finding.mend}" if finding.mend else finding.by_hand)
+    lines += [f"> {finding.mend}"] if finding.mend else wrap(finding.by_hand, wide)
     return [f"{finding.level}: {finding.title}", *(f"    {line}" for line in lines)]
 
 
