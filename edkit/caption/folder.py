@@ -80,15 +80,22 @@ def plan_folder(
             gone.add(nfc(stem))
             why = f"{image.why}: {image.caption}"
             changes.append(Move(folder / image.name, folder / name, why, facts=image.facts))
-        changes += _sidecars(folder, companions.get(nfc(stem), ()), stem, new_stem, image, first=first)
+        changes += sidecar_changes(folder, companions.get(nfc(stem), ()), stem, new_stem, image, first=first)
     return _mend_references(folder, changes)
 
 
-def _sidecars(
-    folder: Path, companions: Sequence[Companion], stem: str, new_stem: str, image: Wanted, *, first: bool
+def sidecar_changes(
+    folder: Path,
+    companions: Sequence[Companion],
+    stem: str,
+    new_stem: str,
+    image: Wanted,
+    *,
+    first: bool,
+    text_name: str = "",
 ) -> Iterator[Change]:
     """What becomes of an image's sidecars; the `first` of those that share them (a.jpg, a.png) takes them."""
-    text_name = f"{new_stem}.txt"
+    text_name = text_name or f"{new_stem}.txt"
     needs_text = (image.write or not can_name(image.caption)) and not image.given
     for companion in companions:
         name, target = companion.name, new_stem + companion.tail
@@ -108,8 +115,11 @@ def _sidecars(
             content = (folder / name).read_bytes()
             yield Write(folder / target, content, f"shared by several images of the name {stem}")
     if needs_text:
-        why = "a cascade is stronger than a file name" if can_name(image.caption) else "no file name can hold it"
-        yield Write(folder / text_name, image.caption.encode("utf-8"), f"the whole caption: {why}", facts=image.facts)
+        why = image.why
+        if new_stem != stem or not image.facts:
+            strong = "a cascade is stronger than a file name"
+            why += f", whole: {strong if can_name(image.caption) else 'no file name can hold it'}"
+        yield Write(folder / text_name, image.caption.encode("utf-8"), why, facts=image.facts)
 
 
 def companions_of(entries: Iterable[str], images: set[str]) -> dict[str, list[Companion]]:

@@ -285,6 +285,105 @@ def words(
         ui.done(result, *lines)
 
 
+@caption_app.command(
+    "auto", epilog="Example: edkit caption auto photos --model florence-community/Florence-2-base --to filename"
+)
+def auto(
+    folder: Root,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="A model's folder, or its id on the hub; else one that this machine holds."),
+    ] = None,
+    kind: Annotated[
+        Literal["prose", "tags"],
+        typer.Option("--kind", help="Sentences by a vision-language model, or tags by an ONNX tagger."),
+    ] = "prose",
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What the model is asked; else what suits its kind.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length of a caption at most.")] = 75,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            metavar="[CATEGORY=]X",
+            help="Least score of a tag: 0.4, character=0.9, rating=0.5. By default general=0.35, character=0.85.",
+        ),
+    ] = None,
+    to: Annotated[
+        Literal["filename", "sidecar"], typer.Option("--to", help="Where the captions are to stand.")
+    ] = "sidecar",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite/--only-missing", help="Caption images that have a caption as well."),
+    ] = False,
+    below: Below = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many images at most.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cuda, cpu, mps; else the best there is.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    ] = False,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Have a model caption the images that have no caption; run again, it goes on."""
+    from edkit.caption.auto import caption_auto as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            folder,
+            model=model,
+            kind=kind,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            thresholds=_thresholds(threshold or []),
+            to=to,
+            overwrite=overwrite,
+            folder=below,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            command="edkit caption auto",
+            progress=ui.progress,
+        )
+        shown = [(printable(one.path), printable(one.caption)) for one in result.written[:EXAMPLES]]
+        ui.table(["Image", "Would be captioned" if dry_run else "Caption"], shown)
+        more = len(result.written) - EXAMPLES
+        lines = [f"and {more:,} more (--json lists all)"] if more > 0 else []
+        root = result.root
+        lines += _list("left as they are", [f"{left.path.relative_to(root)}: {left.reason}" for left in result.left])
+        parts = [f"{len(result.written):,} {'would be captioned' if dry_run else 'captioned'}"]
+        for number, what in (
+            (result.num_captioned, "have a caption"),
+            (len(result.left), "left as they are"),
+            (result.num_later, "for another run (--limit)"),
+        ):
+            parts += [f"{number:,} {what}"] if number else []
+        lines.append(f"{_images(result.num_images)}: {', '.join(parts)}")
+        if result.num_known:
+            lines.append(f"{result.num_known:,} of the captions were known from an earlier run")
+        ui.done(result, *lines, *_undo(result.operation, folder))
+
+
+def _thresholds(given: list[str]) -> dict[str, float]:
+    from edkit.data.errors import UsageError
+
+    found = {}
+    for text in given:
+        category, _, number = text.rpartition("=")
+        try:
+            found[category or "general"] = float(number)
+        except ValueError as error:
+            raise UsageError(f"{number!r} is no number", where=f"--threshold {text}", mend="character=0.9") from error
+    return found
+
+
 def _pairs(given: list[str] | None) -> list[tuple[str, str]]:
     return [(old, new) for old, _, new in (pair.partition(SEPARATOR) for pair in given or ())]
 
