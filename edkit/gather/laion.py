@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +12,15 @@ from urllib.parse import urlsplit
 
 from edkit.data.errors import UsageError
 from edkit.gather.candidate import Candidate, Funnel
-from edkit.gather.tables import Chunk, Table, scan
+from edkit.gather.rows import UNREADABLE_LINE, UNREADABLE_TEXT, Chunk, Drop, Range, scan
+from edkit.gather.seen import Seen, marks_of
+from edkit.gather.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from edkit.gather.tables import Floats, Mask
+    from edkit.gather.rows import Floats, Mask
 
 STOCK_HOSTS = (
     *("dreamstime", "alamy", "123rf", "colourbox", "envato", "stockfresh", "depositphotos"),
@@ -79,173 +83,398 @@ def check_columns(table: Table, filters: Filters, *, caption: str | None = None)
 
 
 def candidates(
-    tables: Sequence[Table], filters: Filters, funnel: Funnel, *, caption: str | None = None
+    tables: Sequence[Table],
+    filters: Filters,
+    funnel: Funnel,
+    *,
+    caption: str | None = None,
+    part: tuple[int, int] | None = None,
+    shuffle: int | None = None,
 ) -> Iterator[list[Candidate]]:
-    """The matching rows of all tables, in order, in lists as they are read (some empty); each URL once.
+    """The matching rows of all tables, in lists (some empty) as they are read; each URL once, at its first row.
 
-    `caption` stands in where a row has none; without it such rows are dropped. Fills `funnel` as it goes.
+    They come in the tables' order, always the same. `caption` stands in where a row has none; without it such
+    rows are dropped. `part=(i, n)`, i from 1, takes one of n shares: which one a row falls into depends on its URL
+    alone, so that the shares are disjoint, as large as each other but for chance, and hold no URL twice between them.
+
+    `shuffle` is a seed: then every order of the matches is as likely as any other. The place of a match depends on the seed and
+    its URL alone, not on how the rows are spread over files. For this the tables are read to their end before the first match
+    comes; the first 50,000 or so are held in memory meanwhile, and whoever takes more makes it read the tables once
+    more, into temporary files as large as the matches' texts.
+
+    Fills `funnel` as it goes. Whole Parquet row groups that some filter drops by their statistics are counted as that
+    filter's. Memory: about 300 MB at most, and 1.5 bytes a match past eight million. Raises UsageError, BadInput.
     """
-    seen: set[int] = set()
-    texts = _TextFilter(filters, funnel, caption)
+    if part is not None and not 1 <= part[0] <= part[1]:
+        raise UsageError(f"--part {part[0]}/{part[1]}: i/n, i from 1 to n")
     for table in tables:
         check_columns(table, filters, caption=caption)
-        numbers = [r for r in ("width", "height", *filters.numbers()) if r in table.columns]
-        roles = ("url", "caption", "licence", "author", "language", "key", "checksum")
-        present = [role for role in roles if role in table.columns]
-        for chunk in scan(table, numbers=numbers, texts=present, keep=_number_filter(filters, funnel)):
-            funnel.rows += chunk.num_rows
-            found = texts.candidates(table, chunk, seen)
-            funnel.left += len(found)
-            yield found
+    search = _Search(tables, filters, caption, part)
+    if shuffle is not None:
+        from edkit.gather.shuffle import shuffled
+
+        return shuffled(search.batches, funnel, shuffle)
+    return (batch.candidates() for batch in search.batches(funnel))
 
 
-# ---- numbers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Matches as columns: what a Candidate is made of, before it is known which ones are wanted."""
+
+    table: str
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    marks: np.ndarray[Any, np.dtype[np.uint64]]  # of the URLs
+    urls: Sequence[str]
+    texts: Mapping[str, pa.Array]
+    sizes: Mapping[str, np.ndarray[Any, np.dtype[np.int32]]]
+    caption: str  # where a row has none
+    integer_phash: bool
+
+    def candidates(self, wanted: Sequence[int] | None = None) -> list[Candidate]:
+        """All of them, or those at some places."""
+        import pyarrow as pa
+
+        if not len(self.rows):
+            return []
+        texts, sizes, urls, rows = self.texts, self.sizes, self.urls, self.rows
+        if wanted is not None:
+            at = pa.array(wanted, pa.int64())
+            texts = {role: column.take(at) for role, column in texts.items()}
+            sizes = {role: column[wanted] for role, column in sizes.items()}
+            urls, rows = [urls[i] for i in wanted], rows[wanted]
+        none: list[str | None] = [None] * len(urls)
+
+        def cells(role: str) -> list[str | None]:
+            return texts[role].to_pylist() if role in texts else none
+
+        def pixels(role: str) -> list[int]:
+            return sizes[role].tolist() if role in sizes else [0] * len(urls)
+
+        return [
+            Candidate(
+                url=url,
+                caption=(caption or "").strip() or self.caption,
+                table=self.table,
+                row=row,
+                width=width,
+                height=height,
+                licence=(licence or "").strip(),
+                author=(author or "").strip(),
+                page=(page or "").strip(),
+                key=(key or "").strip(),
+                checksum=_checksum(checksum) if checksum else "",
+                phash=_phash(phash, self.integer_phash) if phash else "",
+            )
+            for url, row, caption, width, height, licence, author, page, key, checksum, phash in zip(
+                urls, rows.tolist(), cells("caption"), pixels("width"), pixels("height"), cells("licence"),
+                cells("author"), cells("page"), cells("key"), cells("checksum"), cells("phash"), strict=True,
+            )
+        ]  # fmt: skip
 
 
-def _number_filter(filters: Filters, funnel: Funnel) -> Callable[[Mapping[str, Floats]], Mask]:
-    """A mask over rows: True where every number passes. An unknown size passes, an unknown score doesn't."""
-    import numpy as np
+class _Search:
+    """Tables and what is asked of them."""
 
-    scores = filters.numbers()
+    def __init__(
+        self, tables: Sequence[Table], filters: Filters, caption: str | None, part: tuple[int, int] | None
+    ) -> None:
+        self.tables, self.caption, self.part = tables, caption, part
+        self.sieve = _Sieve(filters, caption)
+        self.part_name = "" if part is None else f"--part {part[0]}/{part[1]}"
+        self.order = [UNREADABLE_LINE, *self.sieve.names, self.part_name, _SEEN]
+        # unreadable text is met with the texts, after the numbers
+        self.order.insert(1 + len(self.sieve.number_names), UNREADABLE_TEXT)
 
-    def keep(columns: Mapping[str, Floats]) -> Mask:
-        mask = np.ones(len(columns[""]), bool)
+    def batches(self, funnel: Funnel) -> Iterator[Batch]:
+        """The matches in the tables' order, each URL once."""
+        with Seen() as seen:
+            for table, chunk in scan(self.tables, self.sieve):
+                funnel.rows += chunk.num_rows
+                for why, n in chunk.dropped.items():
+                    funnel.drop(why, n)
+                batch = self._batch(table, chunk, seen, funnel)
+                funnel.left += len(batch.rows)
+                if len(funnel.dropped) > 1:
+                    self._sort(funnel)
+                yield batch
+
+    def _batch(self, table: Table, chunk: Chunk, seen: Seen, funnel: Funnel) -> Batch:
+        import numpy as np
+        import pyarrow as pa
+
+        texts, sizes, rows = dict(chunk.texts), dict(chunk.sizes), chunk.selected
+        urls = [url.strip() for url in texts.pop("url").to_pylist()] if len(rows) else []
+        marks = marks_of(urls)
+
+        def narrow(keep: Mask, why: str) -> None:
+            nonlocal urls, marks, rows
+            if not keep.all():
+                funnel.drop(why, int((~keep).sum()))
+                urls, marks, rows = [urls[i] for i in np.flatnonzero(keep)], marks[keep], rows[keep]
+                for role in texts:
+                    texts[role] = texts[role].filter(pa.array(keep))
+                for role in sizes:
+                    sizes[role] = sizes[role][keep]
+
+        if self.part is not None:
+            narrow(marks % np.uint64(self.part[1]) == self.part[0] - 1, self.part_name)
+        narrow(seen.add(marks), _SEEN)
+        return Batch(
+            table=table.name,
+            rows=rows,
+            marks=marks,
+            urls=urls,
+            texts=texts,
+            sizes=sizes,
+            caption=self.caption or "",
+            integer_phash=table.kinds.get(table.columns.get("phash", "")) == "number",
+        )
+
+    def _sort(self, funnel: Funnel) -> None:
+        """Bring the filters into the order in which they are asked."""
+        known = [why for why in self.order if why in funnel.dropped]
+        if known != [why for why in funnel.dropped if why in self.order]:
+            dropped = {why: funnel.dropped.pop(why) for why in known}
+            funnel.dropped.update(dropped)
+
+
+_SEEN = "URL of an earlier row"
+_TEXTS = ("url", "caption", "licence", "author", "page", "language", "key", "checksum", "phash")
+
+
+# ---- the sieve
+
+
+class _Sieve:
+    """Filters as `scan` asks them: on columns, and on single rows only what columns can't tell.
+
+    The order: sizes, scores, the caption's words, then URL, host, language and licence.
+    """
+
+    def __init__(self, filters: Filters, caption: str | None) -> None:
+        self.filters, self.caption = filters, caption
+        self.scores = {
+            role: (f"{option} {limit:g}", limit, least) for role, (option, limit, least) in filters.numbers().items()
+        }
+        self.numbers = ("width", "height", *self.scores)
+        self.texts = _TEXTS
+        self.size_name, self.aspect_name = f"--min-size {filters.min_size}", f"--max-aspect {filters.max_aspect or 0:g}"
+        self.number_names = [self.size_name, self.aspect_name, *(name for name, _, _ in self.scores.values())]
+        self.words = [
+            (_words_name("--search", filters.search), [_Term(term) for term in filters.search], "all"),
+            (_words_name("--any", filters.any), [_Term(term) for term in filters.any], "any"),
+            (_words_name("--exclude", filters.exclude), [_Term(term) for term in filters.exclude], "none"),
+        ]
+        self.words = [words for words in self.words if words[1]]
+        self.regex = re.compile(filters.regex, re.IGNORECASE) if filters.regex else None
+        self.selective = bool(self.words or self.regex)
+        self.hosts = _hosts_pattern(filters.exclude_hosts)
+        self.languages = {language.casefold() for language in filters.languages}
+        self.licences = [_licence_pattern(term) for term in filters.licences]
+        self.names = [
+            *self.number_names,
+            *("no caption", *(name for name, _, _ in self.words), "--regex"),
+            *("no URL", "--exclude-hosts"),
+            *(_words_name("--language", filters.languages), _words_name("--license", filters.licences)),
+        ]
+
+    # ---- numbers
+
+    def by_ranges(self, ranges: Mapping[str, Range]) -> str:
+        """The first filter that every row of a row group fails, as far as its statistics tell."""
+        width, height = ranges.get("width"), ranges.get("height")
+        if width and height and width.all_known and height.all_known and min(width.least, height.least) > 0:
+            if min(width.most, height.most) < self.filters.min_size:
+                return self.size_name
+            aspect = self.filters.max_aspect
+            if aspect is not None and (width.least > height.most * aspect or height.least > width.most * aspect):
+                return self.aspect_name
+        for role, (name, limit, least) in self.scores.items():
+            values = ranges.get(role)
+            # an unknown score fails as well, so that all need not be known
+            if values is not None and (values.most < limit if least else values.least > limit):
+                return name
+        return ""
+
+    def by_numbers(self, columns: Mapping[str, Floats], num_rows: int, drop: Drop) -> Mask:
+        """True where every number passes. An unknown size passes, an unknown score doesn't."""
+        import numpy as np
+
+        mask = np.ones(num_rows, bool)
+        left = num_rows
 
         def require(passed: Mask, why: str) -> None:
-            nonlocal mask
-            before = int(mask.sum())
-            mask = mask & passed
-            dropped = before - int(mask.sum())
-            funnel.drop(why, dropped)
+            nonlocal left
+            np.logical_and(mask, passed, out=mask)
+            before, left = left, int(np.count_nonzero(mask))
+            drop(why, before - left)
 
         if "width" in columns and "height" in columns:
-            short = np.minimum(columns["width"], columns["height"])
-            long = np.maximum(columns["width"], columns["height"])
-            unknown = ~(short > 0)
-            if filters.min_size:
-                require(unknown | (short >= filters.min_size), f"--min-size {filters.min_size}")
-            if filters.max_aspect is not None:
-                require(unknown | (long <= short * filters.max_aspect), f"--max-aspect {filters.max_aspect:g}")
-        for role, (option, limit, at_least) in scores.items():
-            why = f"{option} {limit:g}"
-            values = columns[role]
-            require(values >= limit if at_least else values <= limit, why)
+            if self.filters.min_size or self.filters.max_aspect is not None:
+                short = np.minimum(columns["width"], columns["height"])
+                unknown = ~(short > 0)
+                if self.filters.min_size:
+                    require(unknown | (short >= self.filters.min_size), self.size_name)
+                if self.filters.max_aspect is not None:
+                    long = np.maximum(columns["width"], columns["height"])
+                    require(unknown | (long <= short * self.filters.max_aspect), self.aspect_name)
+        for role, (name, limit, least) in self.scores.items():
+            require(columns[role] >= limit if least else columns[role] <= limit, name)
         return mask
 
-    return keep
+    # ---- captions
+
+    def by_caption(self, captions: pa.Array, drop: Drop) -> Mask | None:
+        """True where the table's caption passes; one that the user gives in its place is not searched."""
+        if self.caption is not None and not self.selective:
+            return None
+        rows = _Narrowing(captions, drop)
+        if self.caption is None:
+            rows.keep(_is_filled(captions), "no caption")
+        for name, terms, how in self.words:
+            if how == "all":
+                for term in terms:
+                    rows.keep(rows.where(term), name)
+                continue
+            import numpy as np
+
+            found = np.zeros(len(rows), bool)
+            for term in terms:
+                found |= rows.where(term)
+            rows.keep(found if how == "any" else ~found, name)
+        if self.regex is not None:
+            import numpy as np
+
+            search = self.regex.search
+            found = [search((cell or "").strip()) is not None for cell in rows.column.to_pylist()]
+            rows.keep(np.array(found, bool), "--regex")
+        return rows.mask
+
+    # ---- other texts
+
+    def by_texts(self, texts: Mapping[str, pa.Array], drop: Drop) -> Mask | None:
+        """True where URL, host, language and licence pass."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        rows = _Narrowing(texts["url"], drop)
+        rows.keep(_is_filled(texts["url"]), "no URL")
+        if self.hosts:
+            on_host = pc.match_substring_regex(rows.column, self.hosts)
+            rows.keep(~np.asarray(on_host.to_numpy(zero_copy_only=False), bool), "--exclude-hosts")
+        if self.languages:
+            passed = _by_value(rows.of(texts["language"]), lambda text: text.casefold() in self.languages)
+            rows.keep(passed, _words_name("--language", self.filters.languages))
+        if self.licences:
+            passed = _by_value(rows.of(texts["licence"]), self._has_licence)
+            rows.keep(passed, _words_name("--license", self.filters.licences))
+        return rows.mask
+
+    def _has_licence(self, text: str) -> bool:
+        licence = licence_name(text)
+        return any(pattern.search(licence) for pattern in self.licences)
 
 
-# ---- text
+class _Narrowing:
+    """A column and which of its rows are left; `column` holds those alone."""
 
+    def __init__(self, column: pa.Array, drop: Drop) -> None:
+        self.column, self.drop = column, drop
+        self.mask: Mask | None = None  # None: all
 
-class _TextFilter:
-    """The filters that read text: first vectorised and generous, then exact on the rows that are left."""
+    def __len__(self) -> int:
+        return len(self.column)
 
-    def __init__(self, filters: Filters, funnel: Funnel, caption: str | None) -> None:
-        self.filters, self.funnel, self.caption = filters, funnel, caption
-        self.hosts = _hosts_pattern(filters.exclude_hosts)
-        self.search = [(term, _word_pattern(term)) for term in filters.search]
-        self.any = [(term, _word_pattern(term)) for term in filters.any]
-        self.exclude = [(term, _word_pattern(term)) for term in filters.exclude]
-        self.regex = re.compile(filters.regex, re.IGNORECASE) if filters.regex else None
-        self.licence = [_licence_pattern(term) for term in filters.licences]
-        self.languages = {language.casefold() for language in filters.languages}
+    def keep(self, passed: Mask, why: str) -> None:
+        """Keep, of the rows that are left, those that passed."""
+        import pyarrow as pa
 
-    def candidates(self, table: Table, chunk: Chunk, seen: set[int]) -> list[Candidate]:
-        """The rows of one chunk that pass everything, each URL once."""
+        if passed.all():
+            return
+        self.drop(why, len(passed) - int(passed.sum()))
+        if self.mask is None:
+            self.mask = passed.copy()
+        else:
+            self.mask[self.mask] = passed
+        self.column = self.column.filter(pa.array(passed))
+
+    def of(self, column: pa.Array) -> pa.Array:
+        """Another column's cells in the rows that are left."""
+        import pyarrow as pa
+
+        return column if self.mask is None else column.filter(pa.array(self.mask))
+
+    def where(self, term: _Term) -> Mask:
+        """Which of the rows that are left hold a term: a generous test of the column, then an exact one of its finds."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if not len(chunk.selected):
-            return []
-        texts = dict(chunk.texts)
-        index = np.arange(len(chunk.selected))
-
-        def narrow(mask: Any, why: str) -> None:
-            nonlocal index
-            keep = np.asarray(pc.fill_null(mask, False).to_numpy(zero_copy_only=False), bool)
-            if not keep.all():
-                self.funnel.drop(why, int((~keep).sum()))
-                index = index[keep]
-                for role in texts:
-                    texts[role] = texts[role].filter(pa.array(keep))
-
-        narrow(pc.match_substring_regex(texts["url"], r"^\s*\S"), "no URL")
-        if self.hosts:
-            narrow(pc.invert(pc.match_substring_regex(texts["url"], self.hosts)), "--exclude-hosts")
-        if self.caption is None:
-            narrow(pc.match_substring_regex(texts["caption"], r"\S"), "no caption")
-        if self.search:
-            mask = pa.array(np.ones(len(index), bool))
-            for term, _ in self.search:
-                mask = pc.and_(mask, _may_hold(texts["caption"], term))
-            narrow(mask, _words_name("--search", self.filters.search))
-        if self.any:
-            mask = pa.array(np.zeros(len(index), bool))
-            for term, _ in self.any:
-                mask = pc.or_(mask, pc.fill_null(_may_hold(texts["caption"], term), False))
-            narrow(mask, _words_name("--any", self.filters.any))
-        return self._exact(table, chunk, index, texts, seen)
-
-    def _exact(
-        self,
-        table: Table,
-        chunk: Chunk,
-        index: np.ndarray[Any, np.dtype[Any]],
-        texts: Mapping[str, pa.Array],
-        seen: set[int],
-    ) -> list[Candidate]:
-        columns = {role: array.to_pylist() for role, array in texts.items()}
-        numbers = {role: values[index].tolist() for role, values in chunk.numbers.items()}
-        rows = chunk.selected[index].tolist()
-        found = []
-        for i, row in enumerate(rows):
-            cells = {role: (values[i] or "").strip() for role, values in columns.items()}
-            caption = cells.get("caption") or self.caption or ""
-            why = self._refuse(cells, caption)
-            if why is None:
-                # 64 bits of a URL are enough to tell tens of millions apart
-                mark = hash(cells["url"])
-                if mark in seen:
-                    why = "URL of an earlier row"
-                seen.add(mark)
-            if why is not None:
-                self.funnel.drop(why, 1)
-                continue
-            found.append(
-                Candidate(
-                    url=cells["url"],
-                    caption=caption,
-                    table=str(table.path),
-                    row=row,
-                    width=_pixels(numbers, "width", i),
-                    height=_pixels(numbers, "height", i),
-                    licence=cells.get("licence", ""),
-                    author=cells.get("author", ""),
-                    key=cells.get("key", ""),
-                    checksum=_checksum(cells.get("checksum", "")),
-                )
-            )
+        maybe = pc.match_substring_regex(self.column, term.generous)
+        found = np.asarray(pc.fill_null(maybe, False).to_numpy(zero_copy_only=False), bool)
+        places = np.flatnonzero(found)
+        search = term.exact.search
+        for place, cell in zip(places.tolist(), self.column.take(pa.array(places)).to_pylist(), strict=True):
+            if search(cell) is None:
+                found[place] = False
         return found
 
-    def _refuse(self, cells: Mapping[str, str], caption: str) -> str | None:
-        """The filter that drops this row, by name; None where it passes all."""
-        if self.languages and cells["language"].casefold() not in self.languages:
-            return _words_name("--language", self.filters.languages)
-        if self.licence:
-            licence = licence_name(cells["licence"])
-            if not any(pattern.search(licence) for pattern in self.licence):
-                return _words_name("--license", self.filters.licences)
-        if not all(pattern.search(caption) for _, pattern in self.search):
-            return _words_name("--search", self.filters.search)
-        if self.any and not any(pattern.search(caption) for _, pattern in self.any):
-            return _words_name("--any", self.filters.any)
-        if any(pattern.search(caption) for _, pattern in self.exclude):
-            return _words_name("--exclude", self.filters.exclude)
-        if self.regex and not self.regex.search(caption):
-            return "--regex"
-        return None
+
+class _Term:
+    """A word or phrase: `exact` finds it in a text, `generous` (RE2) misses no text in which `exact` finds it."""
+
+    def __init__(self, term: str) -> None:
+        self.exact = _word_pattern(term)
+        self.generous = "(?s)" + ".+".join("".join(map(_generous, word)) for word in term.removesuffix("*").split())
+
+
+# beyond its own two cases, what Python's re takes for a letter where case doesn't count
+_ALSO = {"i": "\u0130\u0131", "k": "\u212a", "s": "\u017f"}
+
+
+def _generous(letter: str) -> str:
+    """One character in any case, for RE2; of other scripts, where two engines may fold differently, any character."""
+    if not letter.isascii():
+        return "."
+    if letter.isalpha():
+        return f"[{letter.upper()}{letter.lower()}{_ALSO.get(letter.lower(), '')}]"
+    return re.escape(letter)
+
+
+_BLANK_STARTS = (0xC2, 0xE1, 0xE2, 0xE3)  # first bytes of blanks beyond ASCII in UTF-8
+
+
+def _is_filled(column: pa.Array) -> Mask:
+    """Which cells hold more than blanks."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not len(column):
+        return np.zeros(0, bool)
+    lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    filled = np.asarray(lengths > 0)
+    starts = pc.fill_null(pc.binary_slice(column.cast(pa.large_binary()), 0, 1), b"").to_pylist()
+    firsts = np.frombuffer(b"".join(start or b"x" for start in starts), np.uint8)
+    suspects = np.flatnonzero(filled & ((firsts <= 0x20) | np.isin(firsts, _BLANK_STARTS)))
+    for place, cell in zip(suspects.tolist(), column.take(pa.array(suspects)).to_pylist(), strict=True):
+        filled[place] = bool(cell.strip())
+    return filled
+
+
+def _by_value(column: pa.Array, passes: Callable[[str], bool]) -> Mask:
+    """A test of each different cell, as a mask of the column; nothing there is an empty text."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    encoded = pc.fill_null(column, "").dictionary_encode()
+    answers = np.array([passes((value or "").strip()) for value in encoded.dictionary.to_pylist()], bool)
+    if not len(answers):
+        return np.zeros(len(column), bool)
+    return np.asarray(answers[encoded.indices.to_numpy(zero_copy_only=False)], bool)
+
+
+# ---- patterns
 
 
 def _words_name(option: str, terms: Sequence[str]) -> str:
@@ -260,18 +489,6 @@ def _word_pattern(term: str) -> re.Pattern[str]:
     start = r"(?<![^\W_])" if stem[:1].isalnum() else ""
     end = r"(?![^\W_])" if not term.endswith("*") and stem[-1:].isalnum() else ""
     return re.compile(start + body + end, re.IGNORECASE)
-
-
-def _may_hold(column: pa.Array, term: str) -> pa.Array:
-    """A vectorised test that lets every row through which the exact pattern would find."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    words = term.removesuffix("*").split()
-    longest = max(words, key=len, default="")
-    if not longest.isascii():  # two engines may fold other scripts differently
-        return pa.array([True] * len(column))
-    return pc.match_substring(column, longest, ignore_case=True)
 
 
 def _hosts_pattern(hosts: Sequence[str]) -> str:
@@ -313,11 +530,23 @@ def _licence_pattern(term: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){re.escape(name)}(?:-v?[\d.]+)?(?![\w-])")
 
 
-def _pixels(numbers: Mapping[str, list[float]], role: str, i: int) -> int:
-    value = numbers[role][i] if role in numbers else 0.0
-    return int(value) if 0 < value < 1e9 else 0
-
-
 def _checksum(text: str) -> str:
-    text = text.casefold()
-    return text if re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", text) else ""
+    text = text.strip()
+    if re.fullmatch(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}", text):
+        return text.lower()
+    if re.fullmatch(r"[0-9A-Za-z+/]{22}==", text):  # Open Images has MD5 in base 64
+        try:
+            return base64.b64decode(text, validate=True).hex()
+        except binascii.Error:
+            return ""
+    return ""
+
+
+def _phash(text: str, is_integer: bool) -> str:
+    """64 bits as 16 hex digits, from hex digits or from a signed or unsigned integer."""
+    text = text.strip().lower()
+    if not is_integer and re.fullmatch(r"[0-9a-f]{16}", text):
+        return text
+    if re.fullmatch(r"-?[0-9]{1,20}", text) and -(2**63) <= int(text) < 2**64:
+        return f"{int(text) % 2**64:016x}"
+    return ""

@@ -1,35 +1,37 @@
-"""LAION-like tables: which files, which column is what, and their rows as a stream in constant memory.
+"""LAION-like tables: which files they are, here or on the network, and which column is what.
 
-Parquet, CSV, TSV (with and without a header line) and JSON lines, all read by pyarrow. Numbers are decoded
-first; the text columns of a Parquet row group are only touched where some row's numbers pass.
+Parquet, CSV, TSV (with and without a header line) and JSON lines; the last three also under .gz, .bz2 and .zst.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from edkit.data.errors import BadInput, UsageError
+from edkit.gather.remote import Remote, RemoteFile, is_remote, locate_remote
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-
-    Floats = np.ndarray[Any, np.dtype[np.float64]]
-    Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl"]
 KINDS: Mapping[str, Kind] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
+    ".csv000": "csv",  # Unsplash Lite
     ".tsv": "tsv",
+    ".tsv000": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 # names seen in the wild, preferred ones first; case never counts
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -49,25 +51,43 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "licence": ("license", "licence"),
     "author": ("author", "creator", "credit", "photographer_username"),
+    "page": ("page", "originallandingurl", "foreign_landing_url"),
     "language": ("language",),
-    "checksum": ("sha256", "sha256hash", "md5", "hash"),
+    "checksum": ("sha256", "sha256hash", "md5", "originalmd5", "checksum", "hash"),
+    "phash": ("image_phash", "phash"),
     "key": ("sample_id", "key", "uid", "photo_id", "imageid", "id"),
 }
 NUMBERS = frozenset({"width", "height", "aesthetic", "unsafe", "watermark", "similarity"})
-_NSFW_WORDS = {"UNLIKELY": 0.0, "UNSURE": 0.5, "NSFW": 1.0}
 
-BATCH_ROWS = 32_768
+ColumnKind = Literal["text", "number", "nested"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A file, its columns, and which of them is what."""
 
-    path: Path
+    source: Path | Remote
     kind: Kind
     names: tuple[str, ...]
     columns: Mapping[str, str]  # role ("url", "caption", "width", ...) -> the column's name
+    kinds: Mapping[str, ColumnKind] = field(default_factory=dict)  # column -> what it holds; unnamed: text
     header: bool = True  # CSV and TSV: the first line holds the names
+    delimiter: str = ","
+
+    @property
+    def name(self) -> str:
+        """As the user gave it, without what a signed address keeps secret."""
+        return name_of(self.source)
+
+    @property
+    def path(self) -> Path:
+        """The local file; for one on the network its name, as a path that leads nowhere."""
+        return self.source if isinstance(self.source, Path) else Path(self.source.name)
+
+    @property
+    def identity(self) -> str:
+        """The same for the same file, whatever folder the command is called in."""
+        return os.path.realpath(self.source) if isinstance(self.source, Path) else self.source.name
 
     def column(self, role: str, option: str = "") -> str:
         """The column for a role; BadInput that lists the columns there are, where there is none."""
@@ -76,36 +96,57 @@ class Table:
         wanted = f"no column for the {role}" + (f", which {option} needs" if option else "")
         raise BadInput(
             f"{wanted}; its columns are {', '.join(self.names)}",
-            where=str(self.path),
+            where=self.name,
             mend=f"--columns {role}=NAME",
         )
 
+    def open_random(self) -> Any:
+        """The file's bytes for reading anywhere, in a `with` block: a pyarrow file, or a RemoteFile."""
+        return _open_random(self.source)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Up to BATCH_ROWS rows read together; `numbers` and `texts` hold the `selected` ones alone."""
+    def expect(self, file: Any, ranges: Sequence[tuple[int, int]]) -> None:
+        """Tell a file on the network which (start, end) will be read from it, so that it reads ahead there."""
+        if isinstance(file, RemoteFile):
+            file.expect(ranges)
 
-    num_rows: int
-    selected: np.ndarray[Any, np.dtype[np.int64]]  # row numbers in the file
-    numbers: Mapping[str, Floats]  # NaN: unknown
-    texts: Mapping[str, pa.Array]  # large_string
+    def open_stream(self) -> Any:
+        """The file's bytes from the start, unpacked, in a `with` block."""
+        return _open_stream(self.source)
 
 
-def locate(tables: Sequence[Path | str]) -> list[Path]:
+def name_of(source: Path | Remote) -> str:
+    """A table as messages and the ledger name it."""
+    return str(source) if isinstance(source, Path) else source.name
+
+
+def kind_of(name: str) -> tuple[Kind, str] | None:
+    """What a file's name says it is: (kind, compression or ""); None for no table."""
+    path = PurePosixPath(name.lower().replace("\\", "/"))
+    compression = COMPRESSIONS.get(path.suffix, "")
+    kind = KINDS.get(PurePosixPath(path.stem).suffix if compression else path.suffix)
+    return None if kind is None or (compression and kind == "parquet") else (kind, compression)
+
+
+def locate(tables: Sequence[Path | str]) -> list[Path | Remote]:
     """The table files that files, folders and globs name, each once, folders in sorted order.
 
-    Raises UsageError for a name that leads to nothing.
+    On the network: `https://`, `hf://datasets/org/name/path`, `s3://` and whatever fsspec has a driver for; all but
+    `https://` with folders and globs. Raises UsageError for a name that leads to nothing, BadInput and MissingExtra
+    where the network says no.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path | Remote] = {}
     for name in tables:
         text, path = str(name), Path(name)
-        if "://" in text or text.startswith(("hf:", "s3:")):
-            raise UsageError(f"{text}: tables are read from disks for now", mend="download the Parquet files first")
-        if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file()]
+        files: Sequence[Path | Remote]
+        if is_remote(text):
+            files = locate_remote(text, lambda inside: kind_of(inside) is not None)
+            if not files:
+                raise UsageError(f"{text}: no tables there", mend=f"it reads {_endings()}")
+        elif path.is_dir():
+            inside = [p for p in path.rglob("*") if kind_of(p.name) and p.is_file()]
             files = sorted(p for p in inside if not any(c.startswith(".") for c in p.relative_to(path).parts))
             if not files:
-                raise UsageError(f"{text}: no tables in this folder", mend=f"it reads {', '.join(KINDS)}")
+                raise UsageError(f"{text}: no tables in this folder", mend=f"it reads {_endings()}")
         elif path.is_file():
             files = [path]
         else:
@@ -113,91 +154,134 @@ def locate(tables: Sequence[Path | str]) -> list[Path]:
             files = sorted(p for p in map(Path, matches) if p.is_file())
             if not files:
                 raise UsageError(f"{text}: no such table (a file, a folder or a pattern like 'laion/*.parquet')")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for file in files:
+            found.setdefault(str(file) if isinstance(file, Path) else file.url, file)
+    return list(found.values())
 
 
-def open_table(path: Path, *, columns: Mapping[str, str] | None = None) -> Table:
+def open_table(source: Path | str | Remote, *, columns: Mapping[str, str] | None = None) -> Table:
     """Read the file's schema and find out which column is what; `columns` overrides by role.
 
     Raises BadInput for a file that is no table, or an override that names no column.
     """
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise BadInput("not a table", where=str(path), mend=f"it reads {', '.join(KINDS)}")
+    if isinstance(source, str):
+        source = locate([source])[0] if is_remote(source) else Path(source)
+    name = name_of(source)
+    known = kind_of(name)
+    if known is None:
+        raise BadInput("not a table", where=name, mend=f"it reads {_endings()}")
+    kind = known[0]
     import pyarrow as pa
 
-    header = True
+    header, delimiter, first = True, "\t" if kind == "tsv" else ",", []
     try:
-        if kind in ("csv", "tsv"):
-            names, header = _csv_names(path, kind)
-            kinds: dict[str, bool] = {}
-        else:
-            schema = _schema(path, kind)
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            with _open_random(source) as file:
+                schema = pq.read_schema(file)
             names = tuple(schema.names)
-            kinds = {field.name: _is_text(field.type) for field in schema}
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"can't be read as {kind}: {error}", where=str(path)) from error
-    return Table(path=path, kind=kind, names=names, columns=_roles(path, names, kinds, header, columns), header=header)
+            kinds = {column.name: _kind_of(column.type) for column in schema}
+        else:
+            with _open_stream(source) as file:
+                start = _first_lines(name, file)
+            if kind == "jsonl":
+                kinds = _json_kinds(start)
+                names = tuple(kinds)
+            else:
+                delimiter, first = _first_record(start, kind)
+                header = not any(_is_address(cell) for cell in first)
+                names = tuple(first) if header else tuple(f"f{i}" for i in range(len(first)))
+                kinds = {}
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise BadInput(f"can't be read as {kind}: {error}", where=name) from error
+    if not names:
+        raise BadInput(f"can't be read as {kind}: there is nothing in it", where=name)
+    return Table(
+        source=source,
+        kind=kind,
+        names=names,
+        columns=_roles(name, names, kinds, None if header else first, columns),
+        kinds=kinds,
+        header=header,
+        delimiter=delimiter,
+    )
 
 
-def scan(
-    table: Table,
-    *,
-    numbers: Iterable[str],
-    texts: Iterable[str],
-    keep: Callable[[Mapping[str, Floats]], Mask],
-) -> Iterator[Chunk]:
-    """The rows whose numbers `keep` wants, with their texts, in the file's order.
+def _endings() -> str:
+    return f"{', '.join(KINDS)}, all but Parquet also with {', '.join(COMPRESSIONS)}"
 
-    `numbers` and `texts` are roles the table has. Raises BadInput where the file breaks off or lies.
-    """
-    import pyarrow as pa
 
-    stream = _scan_parquet if table.kind == "parquet" else _scan_lines
-    try:
-        yield from stream(table, tuple(numbers), tuple(texts), keep)
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"broke off while it was read: {error}", where=str(table.path)) from error
+# ---- bytes
+
+
+@contextmanager
+def _open_random(source: Path | Remote) -> Iterator[Any]:
+    if isinstance(source, Path):
+        import pyarrow as pa
+
+        with pa.OSFile(str(source)) as file:
+            yield file
+    else:
+        with source.open_random() as file:
+            yield file
+
+
+@contextmanager
+def _open_stream(source: Path | Remote) -> Iterator[IO[bytes]]:
+    known = kind_of(name_of(source))
+    compression = known[1] if known else ""
+    with source.open("rb") if isinstance(source, Path) else source.open_stream() as raw:
+        if not compression:
+            yield raw
+            return
+        import pyarrow as pa
+
+        # Python 3.11 has no zstd of its own
+        with pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression) as file:
+            yield file
 
 
 # ---- which column is what
 
 
 def _roles(
-    path: Path,
+    table: str,
     names: tuple[str, ...],
-    is_text: Mapping[str, bool],
-    header: bool,
+    kinds: Mapping[str, ColumnKind],
+    cells: Sequence[str] | None,
     overrides: Mapping[str, str] | None,
 ) -> dict[str, str]:
+    """`cells`: the first row of a table without a header."""
     lower: dict[str, str] = {}
     for name in names:
-        lower.setdefault(name.lower(), name)
+        lower.setdefault(name.strip().lower(), name)
     found: dict[str, str] = {}
     for role, spellings in SPELLINGS.items():
         for spelling in spellings:
             column = lower.get(spelling)
             # LAION's int64 `hash` is a row key; PD12M's text one is an MD5
-            if column is not None and not (spelling == "hash" and not is_text.get(column, True)):
+            is_row_key = spelling == "hash" and column is not None and kinds.get(column, "text") != "text"
+            if column is not None and not is_row_key and kinds.get(column) != "nested":
                 found[role] = column
                 break
-    if not header:
-        found = _headerless(path, names, "\t" if path.suffix.lower() == ".tsv" else ",")
+    if cells is not None:
+        found = _headerless(names, cells)
     for role, name in (overrides or {}).items():
         if role not in SPELLINGS:
             raise UsageError(f"--columns: no such role {role!r}; the roles are {', '.join(SPELLINGS)}")
         exact = name if name in names else lower.get(name.lower())
         if exact is None:
-            raise BadInput(f"no column {name!r} (for the {role}); its columns are {', '.join(names)}", where=str(path))
+            raise BadInput(f"no column {name!r} (for the {role}); its columns are {', '.join(names)}", where=table)
+        if kinds.get(exact) == "nested":
+            raise BadInput(f"column {exact!r} holds lists or structures, which are no {role}", where=table)
         found[role] = exact
     return found
 
 
-def _headerless(path: Path, names: tuple[str, ...], separator: str) -> dict[str, str]:
+def _headerless(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     """CC3M and CC12M: two columns, and the one that holds addresses is the url."""
-    first = _first_line(path).split(separator)
-    url = next(i for i, cell in enumerate(first) if _is_address(cell))
+    url = next(i for i, cell in enumerate(cells) if _is_address(cell))
     found = {"url": names[url]}
     if len(names) == 2:
         found["caption"] = names[1 - url]
@@ -208,190 +292,72 @@ def _is_address(cell: str) -> bool:
     return cell.strip().strip('"').lower().startswith(("http://", "https://"))
 
 
-# ---- reading
-
-
-def _schema(path: Path, kind: Kind) -> pa.Schema:
-    if kind == "parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_schema(path)
-    from pyarrow import json
-
-    with json.open_json(path) as reader:
-        return reader.schema
-
-
-def _is_text(type_: pa.DataType) -> bool:
+def _kind_of(type_: pa.DataType) -> ColumnKind:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(type_):
+    of = pa.types
+    if of.is_dictionary(type_):
         type_ = type_.value_type
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+    if of.is_integer(type_) or of.is_floating(type_):
+        return "number"
+    return "nested" if of.is_nested(type_) else "text"
 
 
-def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return file.readline().rstrip("\r\n")
+# ---- the first lines of text tables
 
 
-def _csv_names(path: Path, kind: Kind) -> tuple[tuple[str, ...], bool]:
-    from pyarrow import csv
-
-    delimiter = "\t" if kind == "tsv" else ","
-    header = not any(_is_address(cell) for cell in _first_line(path).split(delimiter))
-    with csv.open_csv(
-        path,
-        read_options=csv.ReadOptions(autogenerate_column_names=not header, block_size=1 << 20),
-        parse_options=_csv_parse(kind),
-    ) as reader:
-        return tuple(reader.schema.names), header
+def _first_lines(table: str, file: IO[bytes], *, size: int = 1 << 20) -> bytes:
+    """The start of a text table, whole lines where it has any; BadInput for one in UTF-16."""
+    data = file.read(size)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise BadInput("is in UTF-16", where=table, mend="save it as UTF-8")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    return data if len(data) < size - 3 or b"\n" not in data else data[: data.rfind(b"\n") + 1]
 
 
-def _csv_parse(kind: Kind) -> Any:
-    from pyarrow import csv
+def _first_record(start: bytes, kind: Kind) -> tuple[str, list[str]]:
+    """The delimiter, and the cells of the first line with something in it."""
+    import csv
+    import io
 
-    # a TSV's quotes are part of its text
-    return (
-        csv.ParseOptions(delimiter="\t", quote_char=False)
-        if kind == "tsv"
-        else csv.ParseOptions(newlines_in_values=True)
-    )
-
-
-def _line_batches(table: Table) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    if table.kind == "jsonl":
-        from pyarrow import json
-
-        with json.open_json(table.path) as reader:
-            yield from reader
-        return
-    from pyarrow import csv
-
-    with csv.open_csv(
-        table.path,
-        read_options=csv.ReadOptions(autogenerate_column_names=not table.header, block_size=4 << 20),
-        parse_options=_csv_parse(table.kind),
-        # all as text: a type guessed from the first block fails in the hundredth
-        convert_options=csv.ConvertOptions(
-            column_types={name: pa.string() for name in table.names},
-            strings_can_be_null=True,
-            null_values=[""],
-        ),
-    ) as reader:
-        yield from reader
+    text = start.decode("utf-8", "replace").lstrip("\r\n")
+    line = text.split("\n", 1)[0]
+    delimiter = "\t"
+    if kind == "csv":
+        delimiter = max(",;\t|", key=lambda mark: (line.count(mark), -",;\t|".index(mark)))
+        if "," in line and not _names_split(line, delimiter):
+            delimiter = ","
+    quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(1 << 24)
+    try:
+        return delimiter, next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting), [])
+    except csv.Error as error:
+        raise EOFError(f"its first line: {error}") from error
 
 
-def _scan_lines(
-    table: Table,
-    numbers: tuple[str, ...],
-    texts: tuple[str, ...],
-    keep: Callable[[Mapping[str, Floats]], Mask],
-) -> Iterator[Chunk]:
-    import numpy as np
-    import pyarrow as pa
-
-    first = 0
-    for batch in _line_batches(table):
-        columns = {role: _floats(batch.column(table.columns[role])) for role in numbers}
-        columns[""] = np.empty(batch.num_rows)  # so that `keep` knows the length where no number is read
-        mask = keep(columns)
-        selected = np.flatnonzero(mask)
-        taken = batch.filter(pa.array(mask))
-        yield Chunk(
-            num_rows=batch.num_rows,
-            selected=selected + first,
-            numbers={role: columns[role][mask] for role in numbers},
-            texts={role: _text(taken.column(table.columns[role])) for role in texts},
-        )
-        first += batch.num_rows
+def _names_split(line: str, delimiter: str) -> bool:
+    """Whether a header split there gives a column that edkit knows."""
+    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
+    return delimiter == "," or any(cell.strip().strip('"').lower() in known for cell in line.split(delimiter))
 
 
-def _scan_parquet(
-    table: Table,
-    numbers: tuple[str, ...],
-    texts: tuple[str, ...],
-    keep: Callable[[Mapping[str, Floats]], Mask],
-) -> Iterator[Chunk]:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text_names = [table.columns[role] for role in texts]
-    with pq.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
-        first = 0
-        for group in range(file.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            mask, kept = _number_pass(file, group, num_rows, table, numbers, keep)
-            if not mask.any():
-                yield Chunk(num_rows=num_rows, selected=np.empty(0, np.int64), numbers={}, texts={})
-                first += num_rows
-                continue
-            start = taken = 0  # in the row group's rows, and in its kept rows
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=text_names):
-                part = mask[start : start + batch.num_rows]
-                passed = batch if part.all() else batch.filter(pa.array(part))
-                found = slice(taken, taken + passed.num_rows)
-                yield Chunk(
-                    num_rows=batch.num_rows,
-                    selected=np.flatnonzero(part) + first + start,
-                    numbers={role: values[found] for role, values in kept.items()},
-                    texts={role: _text(passed.column(table.columns[role])) for role in texts},
-                )
-                start += batch.num_rows
-                taken += passed.num_rows
-            first += num_rows
+def _json_kinds(start: bytes) -> dict[str, ColumnKind]:
+    """The fields of the first lines, in the order they come up."""
+    kinds: dict[str, set[ColumnKind]] = {}
+    for line in start.split(b"\n"):
+        for name, value in (json_row(line) or {}).items():
+            found = kinds.setdefault(name, set())
+            if value is not None:
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                found.add("number" if is_number else "nested" if isinstance(value, (dict, list)) else "text")
+    # a field of several kinds is read as text, which any of them can be
+    return {name: next(iter(found)) if len(found) == 1 else "text" for name, found in kinds.items()}
 
 
-def _number_pass(
-    file: Any,
-    group: int,
-    num_rows: int,
-    table: Table,
-    numbers: tuple[str, ...],
-    keep: Callable[[Mapping[str, Floats]], Mask],
-) -> tuple[Mask, dict[str, Floats]]:
-    """Which rows of a row group `keep` wants, and the numbers of those."""
-    import numpy as np
-
-    if not numbers:
-        return keep({"": np.empty(num_rows)}), {}
-    masks: list[Mask] = []
-    kept: dict[str, list[Floats]] = {role: [] for role in numbers}
-    names = [table.columns[role] for role in numbers]
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
-        columns = {role: _floats(batch.column(table.columns[role])) for role in numbers}
-        mask = keep({**columns, "": np.empty(batch.num_rows)})
-        masks.append(mask)
-        for role, values in columns.items():
-            kept[role].append(values[mask])
-    return np.concatenate(masks), {role: np.concatenate(parts) for role, parts in kept.items()}
-
-
-def _text(column: pa.Array) -> pa.Array:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return pc.cast(column, pa.large_string())
-
-
-def _floats(column: pa.Array) -> Floats:
-    """Numbers as float64; NaN where there is none, or a text that is no number (NSFW's three words are)."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        text = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
-        for word, value in _NSFW_WORDS.items():
-            text = pc.if_else(pc.equal(pc.utf8_upper(text), word), pa.scalar(str(value), pa.large_string()), text)
-        is_number = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
-        column = pc.if_else(is_number, text, pa.scalar(None, pa.large_string()))
-    values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return np.asarray(values, np.float64)
+def json_row(line: bytes) -> dict[str, Any] | None:
+    """One line's object; None where it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

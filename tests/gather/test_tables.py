@@ -15,7 +15,7 @@ import pytest
 from edkit.data.errors import BadInput, UsageError
 from edkit.gather.candidate import Candidate, Funnel
 from edkit.gather.laion import Filters, candidates, check_columns, licence_name
-from edkit.gather.tables import locate, open_table, scan
+from edkit.gather.tables import locate, open_table
 
 
 def write(path: Path, **columns: object) -> Path:
@@ -253,8 +253,8 @@ def test_the_order_is_the_tables_over_row_groups_and_files(tmp_path: Path, laion
 
 def test_text_is_not_decoded_where_no_number_passes(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    table = pa.table({"URL": ["http://e.org/1"] * 2000, "TEXT": ["x" * 500] * 2000, "WIDTH": [100] * 2000,
-                      "HEIGHT": [100] * 2000})  # fmt: skip
+    table = pa.table({"URL": ["http://e.org/1"] * 2000, "TEXT": ["x" * 500] * 2000, "WIDTH": [100.0] * 2000,
+                      "HEIGHT": [100.0] * 2000})  # fmt: skip
     pq.write_table(table, path, row_group_size=1000, use_dictionary=False, compression="none")
     group = pq.ParquetFile(path).metadata.row_group(0).column(1)
     data = bytearray(path.read_bytes())
@@ -266,8 +266,7 @@ def test_text_is_not_decoded_where_no_number_passes(tmp_path: Path) -> None:
     opened = open_table(path)
 
     def rows(least: int) -> int:
-        keep = lambda numbers: numbers["width"] >= least  # noqa: E731
-        return sum(len(c.selected) for c in scan(opened, numbers=["width"], texts=["url", "caption"], keep=keep))
+        return sum(map(len, candidates([opened], Filters(min_size=least), Funnel())))
 
     assert rows(500) == 0
     with pytest.raises(BadInput):
