@@ -92,8 +92,41 @@ class ByHash(Likeness):
             for other in members[value]:
                 theirs = self._thumbs[other]
                 assert isinstance(mine, bytes) and isinstance(theirs, bytes)
-                if other != one and same_colours(mine, theirs, mirrored=mirrored):
+                if (
+                    other != one
+                    and same_colours(mine, theirs, mirrored=mirrored)
+                    and same_hues(mine, theirs, mirrored=mirrored)
+                ):
                     yield other, float(distance)
+
+
+def same_hues(one: bytes, other: bytes, *, mirrored: bool = False) -> bool:
+    """Whether two thumbnails (8 x 8 RGB) are coloured in the same places by the same hues.
+
+    What is compared is how each cell's colour, without its brightness, differs from the picture's mean: a thin red
+    ring and a thin green one differ little over the whole, and point in opposite directions where they differ.
+    Of 80 photos, JPEG 10, blur, 5% crops, half and 1.6 times the saturation, contrast 1.4 and brightness
+    0.7 left all correlations above 0.85, brightness 1.4 above 0.59; rings of other hues lie between -1 and 0.1.
+    Nearly grey pictures can't be judged so and pass.
+    """
+    import numpy as np
+
+    a, b = _hues(one), _hues(other)
+    if mirrored:
+        b = b[:, ::-1]
+    strength = float(np.sqrt((a * a).mean())), float(np.sqrt((b * b).mean()))
+    if max(strength) < 0.015:
+        return True
+    return float((a * b).mean()) >= 0.5 * strength[0] * strength[1]
+
+
+def _hues(thumb: bytes) -> NDArray[np.float64]:
+    """(8, 8, 3): each cell's colour less its grey and less the picture's mean."""
+    import numpy as np
+
+    pixels = np.frombuffer(thumb, dtype=np.uint8).reshape(8, 8, 3) / 255.0
+    colours = pixels - pixels.mean(axis=2, keepdims=True)
+    return np.asarray(colours - colours.mean(axis=(0, 1)))
 
 
 def _members(values: NDArray[np.int64], num_values: int) -> list[list[int]]:

@@ -1,7 +1,8 @@
-"""Pictures drawn on the spot."""
+"""Pictures drawn on the spot, and a small CLIP made on the spot."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,25 @@ def draw(tmp_path: Path) -> Draw:
         return path
 
     return picture
+
+
+CLIP = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A random CLIP by path: as `clip` and `pretrained` take it."""
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("clip")
+    config = folder / "small-clip.json"
+    config.write_text(json.dumps(CLIP), encoding="utf-8")
+    open_clip.add_model_config(config)
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("small-clip").state_dict(), folder / "clip.pt")
+    return {"clip": str(config), "pretrained": str(folder / "clip.pt")}

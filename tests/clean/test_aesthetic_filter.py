@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +15,15 @@ from edkit.clean.aesthetic_filter import AestheticFiltered, aesthetic_filter, sh
 from edkit.data.errors import BadInput, UsageError  # noqa: E402
 from edkit.data.journal import undo, why  # noqa: E402
 
-CONFIG = {
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def model(small_clip: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A random CLIP and a random head, by path."""
-    folder = tmp_path_factory.mktemp("clip")
-    config = folder / "filter-clip.json"
-    config.write_text(json.dumps(CONFIG), encoding="utf-8")
-    open_clip.add_model_config(config)
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model("filter-clip").state_dict(), folder / "clip.pt")
-    torch.save({"weight": torch.randn(1, 24), "bias": torch.tensor([5.25])}, folder / "head.pth")
+    folder = tmp_path_factory.mktemp("head")
+    torch.manual_seed(1)
+    torch.save({"weight": torch.randn(1, 24), "bias": torch.tensor([5.65])}, folder / "head.pth")
     torch.save({"weight": torch.randn(1, 24), "bias": torch.tensor([5.0])}, folder / "other.pth")
-    return {"clip": str(config), "pretrained": str(folder / "clip.pt"), "head": str(folder / "head.pth")}
+    return {**small_clip, "head": str(folder / "head.pth")}
 
 
 @pytest.fixture
@@ -79,7 +67,7 @@ def test_the_trashed_image_knows_its_score_and_comes_back(photos: Path, model: d
     result = aesthetic_filter(photos, limit=1, **model)  # type: ignore[arg-type]
     worst = result.scores[-1]
     (decision,) = why(worst.path).decisions
-    assert decision.reason == f"aesthetic score {worst.score:.2f} (head.pth, filter-clip); kept: the best 1"
+    assert decision.reason == f"aesthetic score {worst.score:.2f} (head.pth, small-clip); kept: the best 1"
     assert decision.facts["aesthetic"] == pytest.approx(worst.score, abs=1e-4)
     undo(photos)
     assert len(list(photos.glob("*.png"))) == 9

@@ -105,7 +105,7 @@ def test_groups_never_chain(tmp_path: Path, draw: Draw, monkeypatch: pytest.Monk
         draw(f"{name}.png", number, (300 - 10 * number, 200))  # a is the largest
     hashes = {300: 0, 290: 0b1111, 280: 0b1111_1111}
 
-    true_measure = module.measure
+    true_measure = module.measure  # type: ignore[attr-defined]
 
     def hashed(*args: object, **options: object) -> object:
         found = true_measure(*args, **options)  # type: ignore[arg-type]
@@ -177,7 +177,10 @@ def test_of_equal_files_the_captioned_one_is_kept(tmp_path: Path, draw: Draw) ->
     (tmp_path / "b.txt").write_text("a caption", encoding="utf-8")
     result = dedupe(tmp_path)
     assert left(tmp_path) == ["b.png", "b.txt"]
-    assert result.groups[0].members[0].reason == "the same bytes as b.png, b.png has the better caption (\"a caption\" over \"a\")"
+    assert (
+        result.groups[0].members[0].reason
+        == 'the same bytes as b.png, b.png has the better caption ("a caption" over "a")'
+    )
 
 
 def test_prefer_sharpest_and_oldest(tmp_path: Path, draw: Draw) -> None:
@@ -242,8 +245,188 @@ def test_facts_are_kept_for_the_next_run(tmp_path: Path, draw: Draw, monkeypatch
     draw("b.png", 2)
     dedupe(tmp_path)
     from edkit.measure import measure
+    from edkit.measure.facts import FACTS
 
     monkeypatch.delattr(measure, "measure_file")
     assert dedupe(tmp_path).num_images == 2
     with Catalog.open(tmp_path, write=False) as catalog:
-        assert len(catalog.facts(catalog.content_ids([tmp_path / "a.png"]).values(), ["phash/1"])) == 1
+        assert len(catalog.facts(catalog.content_ids([tmp_path / "a.png"]).values(), [FACTS["phash"].key])) == 1
+
+
+def test_a_turned_photo_is_reported_and_stays(tmp_path: Path, shared_data: Path) -> None:
+    root = tmp_path / "duplicates"
+    shutil.copytree(shared_data / "duplicates", root)
+    (pair,) = dedupe(root).turned
+    assert {pair.path.name, pair.turned_from.name} == {"ukbench00120.jpg", "ukbench00120_rotation.jpg"}
+    assert abs(pair.degrees) == pytest.approx(30, abs=4)
+    assert (root / "ukbench00120_rotation.jpg").exists()
+    assert dedupe(root, turned=False, dry_run=True).turned == ()
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -45])
+def test_turns_of_any_angle_are_told(tmp_path: Path, draw: Draw, degrees: int) -> None:
+    draw("a.png", 1, (320, 240))
+    draw("b.png", 1, (320, 240), f=lambda im: im.rotate(degrees, resample=Image.Resampling.BICUBIC))
+    draw("c.png", 2, (320, 240))
+    (pair,) = dedupe(tmp_path, dry_run=True).turned
+    forth = pair.path.name == "b.png"
+    assert abs((pair.degrees * (1 if forth else -1) - degrees + 180) % 360 - 180) < 4
+
+
+def test_pixels_finds_the_same_picture_in_another_file(tmp_path: Path, draw: Draw) -> None:
+    path = draw("a.png", 1)
+    with Image.open(path) as im:
+        im.save(tmp_path / "again.png", compress_level=1)
+        im.save(tmp_path / "bitmap.bmp")
+        im.convert("RGBA").save(tmp_path / "opaque.webp", lossless=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        im.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+        im.save(tmp_path / "lossy.webp", quality=95)
+        pixels = im.load()
+        assert pixels is not None
+        pixels[3, 3] = (0, 0, 0)
+        im.save(tmp_path / "dot.png")
+    result = dedupe(tmp_path, method="pixels")
+    assert groups(result) == [("bitmap.bmp", ["a.png", "again.png", "opaque.webp", "turned.png"])]
+    assert left(tmp_path) == ["bitmap.bmp", "dot.png", "lossy.webp"]
+
+
+def test_embedding_finds_what_a_model_holds_for_alike(tmp_path: Path, draw: Draw, small_clip: dict[str, str]) -> None:
+    draw("a.png", 1, (320, 240))
+    draw("small.png", 1, (160, 120))
+    draw("crop.png", 1, (320, 240), f=lambda im: im.crop((20, 10, 300, 230)))
+    draw("other.png", 2, (320, 240))
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    options = {"method": "embedding", "threshold": 0.996, **small_clip}
+    dry = dedupe(tmp_path, dry_run=True, **options)  # type: ignore[arg-type]
+    assert groups(dry) == [("a.png", ["crop.png", "small.png"])]
+    assert all(member.distance <= 0.004 for group in dry.groups for member in group.members)
+    result = dedupe(tmp_path, **options)  # type: ignore[arg-type]
+    assert left(tmp_path) == ["a.png", "broken.png", "other.png"]
+    assert "distance 0.0" in why(tmp_path / "crop.png").decisions[0].reason
+    assert [Path(one.where).name for one in result.broken] == ["broken.png"]
+    undo(tmp_path)
+    assert len(left(tmp_path)) == 5
+    assert dedupe(tmp_path, dry_run=True, **{**options, "threshold": 1.0}).groups == ()  # type: ignore[arg-type]
+
+
+def test_a_ring_of_another_colour_is_no_copy_but_its_edits_are(tmp_path: Path) -> None:
+    """Hashes see grey shapes alone: at radius 8 a red ring was a green one's duplicate."""
+
+    def ring(colour: str, ground: str = "#d8d0c0") -> Image.Image:
+        im = Image.new("RGB", (256, 256), ground)
+        ImageDraw.Draw(im).ellipse((60, 60, 196, 196), outline=colour, width=24)
+        return im
+
+    for colour in ("#c83c3c", "#3c8c3c", "#4660c0"):
+        ring(colour).save(tmp_path / f"ring {colour}.png")
+    assert dedupe(tmp_path, dry_run=True).groups == ()
+    red = ring("#c83c3c")
+    red.save(tmp_path / "coarse.jpg", quality=30)
+    ImageEnhance.Brightness(red).enhance(0.75).save(tmp_path / "dark.png")
+    ImageEnhance.Color(red).enhance(0.8).save(tmp_path / "pale.png")
+    (group,) = dedupe(tmp_path, dry_run=True).groups
+    assert {group.kept.name, *(m.path.name for m in group.members)} == {
+        "ring #c83c3c.png",
+        "coarse.jpg",
+        "dark.png",
+        "pale.png",
+    }
+
+
+def test_the_colour_check_costs_no_recall_on_edited_photos(tmp_path: Path, shared_data: Path) -> None:
+    photos = sorted((shared_data / "coco-mini" / "train2017").glob("*.jpg"))[::5]
+    for path in photos:
+        with Image.open(path) as file:
+            im = file.convert("RGB")
+            im.save(tmp_path / path.name, quality=95)
+            small = im.resize((im.width // 2, im.height // 2))
+            ImageEnhance.Brightness(small).enhance(1.3).save(tmp_path / f"{path.stem} bright.jpg", quality=80)
+            ImageEnhance.Brightness(small).enhance(0.7).save(tmp_path / f"{path.stem} dark.jpg", quality=80)
+            ImageEnhance.Contrast(small).enhance(1.2).save(tmp_path / f"{path.stem} hard.jpg", quality=80)
+            small.save(tmp_path / f"{path.stem} coarse.jpg", quality=30)
+    result = dedupe(tmp_path, dry_run=True)
+    assert all(one.path.stem.split()[0] == group.kept.stem for group in result.groups for one in group.members)
+    found = sum(len(group.members) for group in result.groups)
+    assert found >= 0.95 * 4 * len(photos)
+
+
+def test_the_better_caption_decides_between_equal_files(tmp_path: Path, draw: Draw) -> None:
+    draw("IMG_1234.png", 1)
+    for name in ("a dog.png", "a brown dog on a beach.png", "a dog (2).png", "Copy of a dog.png"):
+        shutil.copy(tmp_path / "IMG_1234.png", tmp_path / name)
+    result = dedupe(tmp_path)
+    assert left(tmp_path) == ["a brown dog on a beach.png"]
+    (group,) = result.groups
+    reasons = {m.path.name: m.reason for m in group.members}
+    assert reasons["IMG_1234.png"].endswith('has the better caption ("a brown dog on a beach" over none)')
+
+
+def test_captions_of_the_dropped_go_into_the_kept_ones_sidecar(tmp_path: Path, draw: Draw) -> None:
+    draw("large.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    draw("smaller.png", 1, (150, 112))
+    (tmp_path / "large.txt").write_text("a dog, sunny", encoding="utf-8")
+    (tmp_path / "small.txt").write_text("A dog, beach, Sunny", encoding="utf-8")
+    (tmp_path / "smaller.txt").write_text("a brown dog, beach, low tide", encoding="utf-8")
+    before = {path: (tmp_path / path).read_bytes() for path in left(tmp_path)}
+    result = dedupe(tmp_path, merge_captions=True)
+    assert left(tmp_path) == ["large.png", "large.txt"]
+    text = (tmp_path / "large.txt").read_text(encoding="utf-8")
+    assert text == "a dog, sunny, beach, a brown dog, low tide\n"
+    (merged,) = result.merged
+    assert (merged.before, merged.after) == ("a dog, sunny", "a dog, sunny, beach, a brown dog, low tide")
+    assert "captions of small.png, smaller.png merged" in why(tmp_path / "large.txt").decisions[0].reason
+    undo(tmp_path)
+    assert {path: (tmp_path / path).read_bytes() for path in left(tmp_path)} == before
+
+
+def test_a_caption_moves_to_a_kept_image_that_has_none(tmp_path: Path, draw: Draw) -> None:
+    draw("IMG_0001.png", 1, (640, 480))
+    draw("a dog, beach_1.png", 1, (160, 120))
+    dedupe(tmp_path, merge_captions=True)
+    assert (tmp_path / "IMG_0001.txt").read_text(encoding="utf-8") == "a dog, beach\n"
+    undo(tmp_path)
+    assert left(tmp_path) == ["IMG_0001.png", "a dog, beach_1.png"]
+
+
+def test_yaml_keeps_its_options_and_weights_and_reads_back(tmp_path: Path, draw: Draw) -> None:
+    from edkit.data.dataset import read
+
+    draw("large.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    (tmp_path / "large.yaml").write_text("main_prompt: a dog\ntags: [sunny]\nmultiply: 2\n", encoding="utf-8")
+    (tmp_path / "small.yaml").write_text("main_prompt: a dog\ntags: [{tag: red hair, weight: 2}]\n", encoding="utf-8")
+    dedupe(tmp_path, merge_captions=True)
+    (sample,) = read(tmp_path, sizes=False)
+    assert sample.main_prompt == "a dog"
+    assert [(tag.text, tag.weight) for tag in sample.tags] == [("sunny", 1.0), ("red hair", 2.0)]
+    assert sample.options.multiply == 2
+
+
+def test_an_intended_empty_caption_and_mirrored_words_change_nothing(tmp_path: Path, draw: Draw) -> None:
+    draw("large.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    (tmp_path / "large.txt").write_text("", encoding="utf-8")
+    (tmp_path / "small.txt").write_text("a dog", encoding="utf-8")
+    assert dedupe(tmp_path, merge_captions=True).merged == ()
+    undo(tmp_path)
+    (tmp_path / "large.txt").write_text("a cat", encoding="utf-8")
+    flipped = ImageOps.mirror(Image.open(tmp_path / "small.png"))
+    flipped.save(tmp_path / "small.png")
+    assert dedupe(tmp_path, merge_captions=True, mirrored=True).merged == ()
+    assert (tmp_path / "large.txt").read_text(encoding="utf-8") == "a cat"
+
+
+def test_the_page_shows_every_group_and_why(tmp_path: Path, draw: Draw) -> None:
+    draw("set/<b>large.png", 1, (640, 480))
+    draw("set/small.png", 1, (160, 120))
+    draw("set/flipped.png", 1, (200, 150), f=ImageOps.mirror)
+    result = dedupe(tmp_path / "set", report=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert result.page == tmp_path / "page.html"
+    assert page.count("<img") == 4
+    assert "&lt;b&gt;large.png is larger (640x480 over 160x120)" in page and "<b>large" not in page
+    assert "set aside" in page and "Mirrored" in page
+    assert "http" not in page.replace("http-equiv", "")
