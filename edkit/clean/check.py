@@ -492,19 +492,16 @@ def _set_aside(catalog: Catalog, seen: Look, kinds: Sequence[str], *, dry_run: b
                     why.setdefault(path, spot.problem.what)
     images = set(seen.dataset.paths)
     listing = list_images([seen.asked.root])
-    command = " ".join(f"--set-aside {kind}" for kind in kinds)
-    unwanted = [Unwanted(path=path, reason=reason) for path, reason in why.items() if path in images]
-    one = set_aside(catalog, listing, unwanted, verb="check", command=command, dry_run=dry_run, progress=progress)
-    texts = [Trash(path, reason) for path, reason in why.items() if path not in images]
-    two = apply(catalog, texts, verb="check", command=command, dry_run=dry_run, progress=progress)
-    left = [
-        (change.path, reason) for done in (one, two) for change, reason in done.skipped if isinstance(change, Trash)
-    ]
+    follow = {sidecar for path in why if path in images for sidecar in listing.sidecars.get(path, ())}
+    unwanted = [Unwanted(path=path, reason=reason) for path, reason in why.items() if path not in follow]
+    command = " ".join(["check", *(f"--set-aside {kind}" for kind in kinds)])
+    done = set_aside(catalog, listing, unwanted, verb="check", command=command, dry_run=dry_run, progress=progress)
+    left = [(change.path, reason) for change, reason in done.skipped if isinstance(change, Trash)]
     stayed = {path for path, _ in left}
     return Fixed(
         mended=tuple(Mended(path=path, what=f"to the trash: {why[path]}") for path in why if path not in stayed),
         left=tuple(left),
-        operation=two.operation or one.operation,
+        operation=done.operation,
     )
 
 

@@ -102,7 +102,7 @@ def fix(
         catalog,
         changes,
         verb="check --fix",
-        command=catalog.command or "check --fix",
+        command="check --fix",
         dry_run=dry_run,
         progress=progress,
     )
