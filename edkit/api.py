@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from edkit.caption.words import caption_words as caption_words
     from edkit.clean.aesthetic_filter import aesthetic_filter as aesthetic_filter
     from edkit.clean.check import check as check
+    from edkit.clean.compress import compress as compress
     from edkit.clean.dedupe import dedupe as dedupe
     from edkit.clean.filter import filter as filter
+    from edkit.clean.overlap import overlap as overlap
     from edkit.clean.report import report as report
     from edkit.data.journal import undo as undo
     from edkit.data.story import history as history
@@ -60,7 +62,9 @@ _WHERE = {
     "check": "edkit.clean.check",
     "report": "edkit.clean.report",
     "dedupe": "edkit.clean.dedupe",
+    "overlap": "edkit.clean.overlap",
     "filter": "edkit.clean.filter",
+    "compress": "edkit.clean.compress",
     "aesthetic_filter": "edkit.clean.aesthetic_filter",
     "rename_captions": "edkit.caption.rename",
     "caption_move": "edkit.caption.move",

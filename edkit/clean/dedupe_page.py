@@ -11,7 +11,7 @@ from edkit.page.layout import Figure, group, key_figures, prose, render, section
 from edkit.page.pictures import Pair, Picture, grid, pairs
 
 if TYPE_CHECKING:
-    from edkit.clean.dedupe import Group, MirrorPair, TurnedPair
+    from edkit.clean.groups import Group, MirrorPair, TurnedPair
     from edkit.clean.merge import Merged
     from edkit.clean.ranking import Ranking
 

@@ -26,6 +26,7 @@ Clip = Annotated[str, typer.Option("--clip", help="open_clip model, a model conf
 Pretrained = Annotated[
     str | None, typer.Option("--pretrained", help="open_clip's name for the weights, or a checkpoint's path.")
 ]
+Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write a page that shows the pictures.")]
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: edkit check photos --for sdxl --open")
@@ -170,10 +171,10 @@ def report(
         console.open_page(result.page)
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: edkit dedupe photos --radius 8 --dry-run")
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit dedupe photos --radius 8 --report duplicates.html --dry-run")
 def dedupe(
     folders: Dirs,
-    method: Annotated[str, typer.Option("--method", help="exact, phash or embedding.")] = "phash",
+    method: Annotated[str, typer.Option("--method", help="exact, pixels, phash or embedding.")] = "phash",
     radius: Annotated[int, typer.Option("--radius", help="Bits (of 64) two hashes may differ in.")] = 8,
     threshold: Annotated[
         float, typer.Option("--threshold", help="Least cosine of two embeddings (--method embedding).")
@@ -185,10 +186,19 @@ def dedupe(
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="Set mirror images aside too; without it they are reported.")
     ] = False,
+    turned: Annotated[
+        bool | None,
+        typer.Option("--turned/--no-turned", help="Report turned copies (default: among at most 50,000 images)."),
+    ] = None,
+    merge_captions: Annotated[
+        bool, typer.Option("--merge-captions", help="Add what the others' captions say to the kept image's sidecar.")
+    ] = False,
     clip: Annotated[
         str | None, typer.Option("--clip", help="open_clip model of the embeddings (--method embedding).")
     ] = None,
     pretrained: Pretrained = None,
+    report: Report = None,
+    open_it: console.Open = False,
     workers: Workers = None,
     dry_run: console.DryRun = False,
     as_json: console.Json = False,
@@ -208,8 +218,11 @@ def dedupe(
             prefer=prefer,
             protect=protect or (),
             mirrored=mirrored,
+            turned=turned,
+            merge_captions=merge_captions,
             clip=clip,
             pretrained=pretrained,
+            report=_page(report, open_it, folders[0], "duplicates"),
             workers=workers,
             dry_run=dry_run,
             state_dir=state_dir,
@@ -225,6 +238,11 @@ def dedupe(
                 if not member.protected
             ],
         )
+        _some(
+            ui,
+            ["caption merged" if not dry_run else "caption would be merged", "into"],
+            [(one.after, shown(one.sidecar, folders[0])) for one in result.merged],
+        )
         lost = sum(m.caption_lost and not m.protected for g in result.groups for m in g.members)
         stayed = sum(m.protected for g in result.groups for m in g.members)
         ui.done(
@@ -233,13 +251,159 @@ def dedupe(
             f" {_count(result.num_trashed, 'image')} ({console.size(result.num_bytes)})"
             f" {_moved(dry_run, folders[0], result.num_trashed)}",
             *([f"{_count(stayed, 'duplicate')} stayed: protected"] if stayed else []),
-            *([f"{_count(lost, 'image')} had a sidecar, the kept image has none"] if lost else []),
-            *(
+            *([f"{_count(lost, 'image')} had a sidecar, the kept image has none (--merge-captions)"] if lost else []),
+            *_first(
                 f"mirrored: {shown(pair.path, folders[0])} is {shown(pair.mirror_of, folders[0])} mirrored,"
                 f" distance {pair.distance:.0f} (both stay; --mirrored sets one aside)"
                 for pair in result.mirrored
             ),
+            *_first(
+                f"turned: {shown(pair.path, folders[0])} is {shown(pair.turned_from, folders[0])} turned by"
+                f" {pair.degrees:.0f} degrees (both stay)"
+                for pair in result.turned
+            ),
             *_left(result.broken, result.skipped),
+            *_wrote(result.page),
+        )
+        _show(result.page, open_it)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit overlap photos/me photos/preservation --move")
+def overlap(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN_DIR", help="What is trained; never touched.")],
+    preservation: Annotated[
+        Path, typer.Argument(metavar="PRESERVATION_DIR", help="What must not show it; keeps the state.")
+    ],
+    radius: Annotated[int, typer.Option("--radius", help="Bits (of 64) two hashes may differ in.")] = 8,
+    crops: Annotated[bool, typer.Option("--crops/--no-crops", help="Look for pieces of one in the other.")] = True,
+    clip: Annotated[
+        str | None, typer.Option("--clip", help="open_clip model, to find by its embeddings besides.")
+    ] = None,
+    pretrained: Pretrained = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Least cosine of two embeddings.")] = 0.95,
+    move: Annotated[bool, typer.Option("--move", help="Move what is found in PRESERVATION_DIR to the trash.")] = False,
+    report: Report = None,
+    open_it: console.Open = False,
+    workers: Workers = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Find preservation images that show what is trained, also mirrored, cropped, recompressed (exit 3: found)."""
+    from edkit.clean.files import shown
+    from edkit.clean.overlap import overlap as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            train,
+            preservation,
+            radius=radius,
+            crops=crops,
+            clip=clip,
+            pretrained=pretrained,
+            threshold=threshold,
+            move=move,
+            report=_page(report, open_it, preservation, "overlap"),
+            workers=workers,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        _some(
+            ui,
+            ["preservation", "training", "how"],
+            [
+                (
+                    shown(pair.path, preservation),
+                    shown(pair.train, train),
+                    pair.reason.partition(", which is trained on")[0],
+                )
+                for pair in result.shared
+            ],
+        )
+        ui.done(
+            result,
+            f"{_count(result.num_train, 'training image')}, {_count(result.num_preservation, 'preservation image')}:"
+            f" {len(result.shared):,} of these show{'s' * (len(result.shared) == 1)} what is trained",
+            *(
+                [f"{_count(result.num_moved, 'image')} {_moved(dry_run, preservation, result.num_moved)}"]
+                if move and result.shared
+                else []
+            ),
+            *(
+                ["--move sets them aside (they would keep the model from learning)"]
+                if result.shared and not move
+                else []
+            ),
+            *_left(result.broken, result.skipped),
+            *_wrote(result.page),
+        )
+        _show(result.page, open_it)
+    if result.shared:
+        raise typer.Exit(console.FOUND)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit compress photos --max-mp 1.5 --quality 95 --format webp")
+def compress(
+    root: Dir,
+    max_mp: Annotated[
+        float, typer.Option("--max-mp", metavar="MP", help="Megapixels an image keeps at most; 0: any.")
+    ] = 1.5,
+    quality: Annotated[int, typer.Option("--quality", help="1 to 100, of JPEG and WebP.")] = 95,
+    format: Annotated[str, typer.Option("--format", help="webp, jpeg, png, or keep: each its own.")] = "webp",
+    bake: Annotated[
+        bool, typer.Option("--bake", help="Rewrite small images too that are stored turned or not in sRGB.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes (one a core).")] = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Scale large images down, bake rotation and colours in, keep captions; the originals go to the trash."""
+    from collections import Counter
+
+    from edkit.clean.compress import compress as verb
+    from edkit.clean.files import shown
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            root,
+            max_mp=max_mp or None,
+            quality=quality,
+            format=format,
+            bake=bake,
+            workers=workers,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        _some(
+            ui,
+            ["compressed" if not dry_run else "would be compressed", "into", "from", "to", "pixels"],
+            [
+                (
+                    shown(one.path, root),
+                    one.to.name,
+                    console.size(one.num_bytes),
+                    console.size(one.new_bytes),
+                    f"{one.size[0]}x{one.size[1]} to {one.new_size[0]}x{one.new_size[1]}",
+                )
+                for one in result.smaller
+            ],
+        )
+        small = "small enough already"
+        reasons = Counter(why for _, why in result.left)
+        ui.done(
+            result,
+            f"{_count(result.num_images, 'image')}: {len(result.smaller):,}"
+            f" {'would be' if dry_run else 'were'} compressed,"
+            f" {console.size(result.num_bytes)} into {console.size(result.new_bytes)};"
+            f" originals {_moved(dry_run, root, len(result.smaller))}",
+            *([f"{_count(reasons[small], 'image')} left: {small}"] if reasons[small] else []),
+            *_first(f"left: {path}: {why}" for path, why in result.left if why != small),
+            *map(str, result.broken),
         )
 
 
@@ -379,6 +543,27 @@ def _some(ui: console.Session, columns: list[str], rows: list[tuple[str, ...]]) 
     ui.table(columns, rows[:most])
     if len(rows) > most and not ui.as_json and not ui.quiet:
         typer.echo(f"... and {len(rows) - most:,} more (--json lists all)")
+
+
+def _first(lines: Iterable[str], most: int = 20) -> list[str]:
+    """The first lines, and how many more there are."""
+    told = list(lines)
+    more = len(told) - most
+    return told if more <= 0 else [*told[:most], f"... and {more:,} more (--json lists all)"]
+
+
+def _page(report: Path | None, open_it: bool, root: Path, name: str) -> Path | None:
+    """Where a page goes: where it was said, else (--open) where such pages lie."""
+    return _page_of(root, name) if open_it and report is None else report
+
+
+def _wrote(page: Path | None) -> list[str]:
+    return [] if page is None else [f"page: {page}"]
+
+
+def _show(page: Path | None, open_it: bool) -> None:
+    if page is not None and open_it:
+        console.open_page(page)
 
 
 def _count(number: int, noun: str) -> str:
