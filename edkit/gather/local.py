@@ -86,6 +86,7 @@ class Item:
     load: Callable[[], bytes] | None = None
     beside: tuple[tuple[str, Path], ...] = ()  # sidecars that come along as they are: (new ending, file)
     sole: bool = False  # those beside give the whole caption: a .txt of its own would say it twice
+    done: Callable[[], object] | None = None  # called once the image stands under its name
     strict: bool = False  # a checksum that differs refuses the image (else it is only recorded)
     refused: str = ""
     reason: str = ""
@@ -195,12 +196,13 @@ def run_import(
     expected: int | None = None,
     workers: int | None = None,
     seed: int | None = None,
+    stop: Callable[[], None] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Imported:
     """Import a source into `target.out`, or (dry run) say what would be imported.
 
     `asked` is what tells one import from another; `expected` how many items there are, where that is known;
-    `workers` the threads that load and decode.
+    `workers` the threads that load and decode; `stop` breaks off what they wait for.
     """
     started = time.monotonic()
     out = absolute(target.out)
@@ -220,7 +222,7 @@ def run_import(
         command = f"import {kind}"
         with Catalog.open(out, state_dir=target.state_dir, command=command, progress=target.progress) as catalog:
             work = _Work(catalog, out, target, query, max_pixels)
-            work.run(source(funnel), expected, workers)
+            work.run(source(funnel), expected, workers, stop)
             if finish is not None:
                 finish(catalog, notes)
             if notes.changes:
@@ -256,7 +258,7 @@ def run_import(
     )
 
 
-def option_file(catalog: Catalog, path: Path, text: str, notes: Notes, *, reason: str) -> None:
+def option_file(path: Path, text: str, notes: Notes, *, reason: str) -> None:
     """Plan to write a folder's option file; where another word stands there, say what it was."""
     content = f"{text}\n".encode()
     try:
@@ -308,7 +310,9 @@ class _Work:
         self._num_good = 0  # of those
         self._last = time.monotonic()
 
-    def run(self, items: Iterator[Item], expected: int | None, workers: int | None) -> None:
+    def run(
+        self, items: Iterator[Item], expected: int | None, workers: int | None, stop: Callable[[], None] | None
+    ) -> None:
         """Import until the limit or the source's end."""
         finished = False
         pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 2), thread_name_prefix="edkit-import")
@@ -321,7 +325,10 @@ class _Work:
                     raise
             finished = True
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            if stop is not None and not finished:
+                stop()
+            pool.shutdown(wait=True)
             close = getattr(items, "close", None)
             if close is not None:
                 close()
@@ -434,6 +441,9 @@ class _Work:
         self.total += len(placed.kept)
         self._on_way.difference_update(item.candidate.url for item, _ in ended)
         self._bring_beside([item for item, _ in good if item.beside])
+        for item, _ in good:
+            if item.done is not None:
+                item.done()
         num_lost = sum(self.counts.outcomes.values()) - self.counts.outcomes.get(KEPT, 0)
         advance(len(ended), note=f"{num_lost:,} not kept" if num_lost else "")
 

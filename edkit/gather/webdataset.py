@@ -18,7 +18,7 @@ from edkit.data.options import decode, one_line_text
 from edkit.data.progress import SILENT, Progress
 from edkit.gather.archives import Fault, Sample, samples
 from edkit.gather.candidate import Candidate, Funnel
-from edkit.gather.local import Imported, Item, Target, run_import
+from edkit.gather.local import Imported, Item, Target, absolute, run_import
 from edkit.gather.place import Captions
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -69,7 +69,7 @@ def import_webdataset(
         for shard in found:
             yield from shard_items(shard, funnel, caption_key=caption_key, caption=caption)
 
-    asked = [[str(shard) for shard in found], caption_key, caption]
+    asked = [[str(shard if shard == STDIN else absolute(Path(shard))) for shard in found], caption_key, caption]
     return run_import("webdataset", source, target, asked=asked)
 
 
