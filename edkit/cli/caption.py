@@ -360,7 +360,7 @@ def auto(
         lines += _list("left as they are", [f"{left.path.relative_to(root)}: {left.reason}" for left in result.left])
         parts = [f"{len(result.written):,} {'would be captioned' if dry_run else 'captioned'}"]
         for number, what in (
-            (result.num_captioned, "have a caption"),
+            (result.num_captioned, "with a caption already"),
             (len(result.left), "left as they are"),
             (result.num_later, "for another run (--limit)"),
         ):

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from edkit.data.catalog import Catalog, Gathering, LedgerRow, Unreadable, opened
+from edkit.data.image import IMAGE_SUFFIXES
+from edkit.data.options import SIDECAR_SUFFIXES
 from edkit.data.redo import DONE, FINISHED, SKIPPED, TOLD, Row, Site
 
 
@@ -104,7 +106,9 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
             found = known.content_ids([file])[file]
             sha256 = None if isinstance(found, Unreadable) else found
         contents = {sha256} if sha256 else {row.sha256 for row in chain if row.sha256}
-        ids = {(row.operation, row.seq) for row in chain}
+        # an image's caption files are a part of its story
+        beside = [row for sidecar in _sidecars(file) for row in _trace(site, known, sidecar, exists=True)]
+        ids = {(row.operation, row.seq) for row in (*chain, *beside)}
         others = [
             row
             for content in sorted(contents)
@@ -116,7 +120,7 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
             if (row.operation, row.seq) not in ids
         ]
         decisions = sorted(
-            [*_decisions(known, chain, by_content=False), *_decisions(known, others, by_content=True)],
+            [*_decisions(known, [*chain, *beside], by_content=False), *_decisions(known, others, by_content=True)],
             key=lambda decision: (decision.time, decision.operation),
         )
         names = dict.fromkeys([file, *(Path(name) for row in chain for name in (row.src, row.dst) if name)])
@@ -138,6 +142,14 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
             f"edkit did not fetch, move or write {file.name}" + ("." if exists else ", and it does not exist.")
         ]
     return Why(path=file, exists=exists, sentences=sentences, decisions=decisions, ledger=rows)
+
+
+def _sidecars(image: Path) -> list[Path]:
+    """The caption files that stand beside an image; none of any other file."""
+    if image.suffix.lower() not in IMAGE_SUFFIXES:
+        return []
+    beside = (image.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES)
+    return [path for path in beside if path.is_file()]
 
 
 def _trace(site: Site, catalog: Catalog, file: Path, *, exists: bool) -> list[Row]:
