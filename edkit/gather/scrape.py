@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from edkit.data.catalog import Catalog, state_dir_for
 from edkit.data.errors import UsageError
@@ -162,7 +162,7 @@ def scrape(
         check_columns(table, filters, caption=caption)
     if len(opened) == 1:
         found = ", ".join(f"{role}={name}" for role, name in opened[0].columns.items())
-        progress.say(f"{opened[0].path.name}: {found}")
+        progress.say(f"{opened[0].name}: {found}")
     else:
         same = {tuple(sorted(table.columns.items())) for table in opened}
         progress.say(f"{len(opened)} tables, {len(same)} layout{'s' if len(same) != 1 else ''}")
@@ -172,14 +172,8 @@ def scrape(
         opened, filters, columns, caption, place, part=part, shuffle=seed if shuffle else None, format=format
     )
 
-    share: dict[str, Any] = {}
-    if part is not None:
-        share["part"] = part
-    if shuffle:
-        share["shuffle"] = seed
-
     def matching(funnel: Funnel) -> Iterator[list[Candidate]]:
-        return candidates(opened, filters, funnel, caption=caption, **share)
+        return candidates(opened, filters, funnel, caption=caption, part=part, shuffle=seed if shuffle else None)
 
     def open_catalog(folder: Path, state: Path | None) -> Catalog:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +210,7 @@ def scrape(
         out=out,
         query=query,
         dry_run=dry_run,
-        columns={str(table.path): dict(table.columns) for table in opened},
+        columns={table.name: dict(table.columns) for table in opened},
         rows_read=funnel.rows,
         dropped={why: n for why, n in funnel.dropped.items() if n},
         matched=funnel.left,
@@ -264,7 +258,7 @@ def _query_id(
 ) -> str:
     """The same for the same question into the same folder, however it is fetched and to whatever limit."""
     asked = {
-        "tables": [str(table.path.resolve()) for table in tables],
+        "tables": [table.identity for table in tables],
         "filters": asdict(filters),
         "columns": dict(columns or {}),
         "caption": caption,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -284,112 +283,6 @@ def test_an_image_set_aside_since_is_not_fetched_again_nor_its_name_given_again(
     (out / "a dog_(2).jpg").unlink()
     result = scrape([table], out=out, limit=3, **QUICK)
     assert result.kept == 1 and set(images(out)) == {"a dog_(1).jpg", "a dog_(3).jpg"}
-
-
-# ---- killed
-
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills")
-KILL_WHILE_IT_WORKS = """
-import os, signal, sys, time
-from pathlib import Path
-import pyarrow.compute, pyarrow.parquet
-from edkit.gather.scrape import scrape
-table, out = sys.argv[1], Path(sys.argv[2])
-def work():
-    return scrape([table], out=out, limit=300, allow_private_hosts=True, per_host=16)
-def num_files():
-    return len(list(out.glob("*.jpg"))) + len(list(out.glob(".incoming/*.img")))
-kills = 0
-for attempt in range(20):
-    # from "has just begun" to "places its batches"
-    enough = num_files() + attempt * 13 % 60
-    child = os.fork()
-    if not child:
-        work()
-        os._exit(0)
-    while num_files() < enough and not os.waitpid(child, os.WNOHANG)[0]:
-        time.sleep(0.002)
-    try:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills += 1
-    except (ChildProcessError, ProcessLookupError):
-        pass
-print(kills, work().total)
-"""
-
-
-@FORKS
-def test_killed_at_any_moment_it_goes_on_to_the_folder_of_an_uninterrupted_run(
-    web: Any, laion: Laion, tmp_path: Path
-) -> None:
-    n = 500
-    paths = [f"/slow/{i}" if i % 60 == 0 else f"/image/{i % 400}?{i}" for i in range(n)]
-    texts = [f"a {('dog', 'cat', 'red/blue thing')[i % 3]}" for i in range(n)]
-    table = laion([web.url(p) for p in paths], texts)
-    whole = scrape([table], out=tmp_path / "whole", limit=300, **QUICK)
-    assert whole.kept == 300
-    out = tmp_path / "killed"
-    done = subprocess.run(
-        [sys.executable, "-c", KILL_WHILE_IT_WORKS, str(table), str(out)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    kills, total = map(int, done.stdout.split())
-    assert kills >= 5 and total == 300
-    assert images(out) == images(tmp_path / "whole")
-    rows = [row for row in ledger(out) if row.outcome == "ok"]
-    assert len(rows) == 300 and len({row.url for row in rows}) == 300
-
-
-KILL_AT_A_RENAME = """
-import os, signal, sys
-from pathlib import Path
-from edkit.gather import place
-from edkit.gather.scrape import scrape
-real, calls = place.rename_new, 0
-def rename(src, dst):
-    global calls
-    calls += 1
-    if calls == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(src, dst)
-place.rename_new = rename
-for at in (1, 7, 12):
-    child = os.fork()
-    if not child:
-        scrape([sys.argv[1]], out=Path(sys.argv[2]) / str(at), allow_private_hosts=True, per_host=64)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-"""
-
-
-@FORKS
-def test_killed_between_the_ledger_and_the_names_it_finishes_the_names(web: Any, laion: Laion, tmp_path: Path) -> None:
-    table = laion([web.url(f"/image/{i}") for i in range(12)], ["a/b"] * 12)
-    whole = tmp_path / "whole"
-    scrape([table], out=whole, **QUICK)
-    command = [sys.executable, "-c", KILL_AT_A_RENAME, str(table), str(tmp_path / "killed")]
-    subprocess.run(command, check=True)
-    for at in (1, 7, 12):
-        out = tmp_path / "killed" / str(at)
-        assert len(images_only(out)) < 12
-        again = scrape([table], out=out, **QUICK)
-        assert images(out) == images(whole) and again.total == 12
-
-
-def test_interrupted_it_keeps_what_it_has(web: Any, laion: Laion, tmp_path: Path) -> None:
-    table = laion([web.url(f"/slow/{i}") for i in range(200)])
-    command = [sys.executable, "-m", "edkit", "scrape", table.name, "--out", "out", "--allow-private-hosts"]
-    with subprocess.Popen([*command, "--per-host", "4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        while web.hits.total() < 20:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in complaints
-    assert 8 <= len(images_only(tmp_path / "out")) < 60
 
 
 def images_only(out: Path) -> list[str]:
