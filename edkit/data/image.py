@@ -10,6 +10,7 @@ import io
 import os
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -382,14 +383,15 @@ def _moment(value: object) -> str:
 def _jpeg_quality(total: int) -> int:
     """The quality (1..100) whose luminance table, as libjpeg scales it, has the sum nearest to `total`."""
     sums = _quality_sums()
-    return min(range(100, 0, -1), key=lambda quality: abs(sums[quality] - total))
+    above = bisect_left(sums, -total, 1, 100)
+    return above - 1 if above > 1 and -total - sums[above - 1] < sums[above] + total else above
 
 
 @cache
 def _quality_sums() -> tuple[int, ...]:
-    """Sum of libjpeg's luminance table at every quality (place 0 is unused); falls as the quality rises."""
+    """Minus the sum of libjpeg's luminance table at every quality, so that it rises (place 0 is unused)."""
     scales = [0, *(5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101))]
-    return tuple(sum(min(255, max(1, (value * scale + 50) // 100)) for value in _LUMINANCE) for scale in scales)
+    return tuple(-sum(min(255, max(1, (value * scale + 50) // 100)) for value in _LUMINANCE) for scale in scales)
 
 
 _LUMINANCE = (  # ITU-T T.81, table K.1
@@ -496,8 +498,10 @@ def _flatten(im: Image.Image, background: tuple[int, int, int] | None) -> Image.
             return im
         under = Image.new("RGBA", im.size, (*background, 255))
         return Image.alpha_composite(under, im).convert("RGB")
-    # a copy: the opened file must not close it under the caller
-    return im.convert("RGB") if im.mode != "RGB" else im.copy()
+    if im.mode != "RGB":
+        return im.convert("RGB")
+    # the same pixels without the file, which is about to be closed: a copy would cost a tenth of a small JPEG
+    return im.copy() if im.readonly else im._new(im.im)
 
 
 # ---- truncation

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +18,16 @@ from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import BadInput, MissingExtra, Problem, UsageError
 from edkit.data.image import open_image
 from edkit.data.progress import SILENT, Progress
-from edkit.measure.facts import BROKEN, Value, nearest
+from edkit.measure.batched import Model, answers
+from edkit.measure.facts import Value, nearest
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 DEFAULT_CLIP = "ViT-L-14-quickgelu"
 DEFAULT_PRETRAINED = "openai"
-_VERSION = 1
-_KEEP_EVERY = 512  # images between two commits: what a kill costs
+_VERSION = 2
 
 Vector = NDArray[np.float32]
 
@@ -172,7 +172,10 @@ def _are_openai(pretrained: str, path: Path) -> bool:
 
 
 class Encoder:
-    """One CLIP image tower: loaded when the first image needs it, never where all embeddings are known."""
+    """One CLIP model: loaded when the first image needs it, never where all embeddings are known.
+
+    `precision` "auto" computes in bfloat16 where the device has units for it, else in float32.
+    """
 
     def __init__(
         self,
@@ -180,10 +183,11 @@ class Encoder:
         *,
         batch_size: int = 32,
         device: str | None = None,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
         progress: Progress = SILENT,
     ) -> None:
         self.weights, self.batch_size, self.progress = weights, batch_size, progress
-        self._device = device
+        self._device, self._precision = device, precision
 
     @property
     def dim(self) -> int:
@@ -191,12 +195,13 @@ class Encoder:
         return self.weights.dim
 
     def fact(self, catalog: Catalog) -> str:
-        """The catalog's name for these embeddings: model, architecture, weights, version."""
+        """The catalog's name for these embeddings: model, architecture, weights, precision, version."""
         sha = catalog.content_ids([self.weights.path])[self.weights.path]
         if isinstance(sha, Unreadable):
             raise BadInput(f"can't be read: {sha}", where=str(self.weights.path))
         shape = hashlib.sha256(json.dumps(self.weights.config, sort_keys=True, default=str).encode()).hexdigest()
-        return f"embedding:{self.weights.label}:{shape[:8]}:{sha[:16]}/{_VERSION}"
+        exact = "" if self.precision == "fp32" else f":{self.precision}"
+        return f"embedding:{self.weights.label}:{shape[:8]}:{sha[:16]}{exact}/{_VERSION}"
 
     def embeddings(
         self, catalog: Catalog, paths: Iterable[Path], *, progress: Progress = SILENT
@@ -206,91 +211,55 @@ class Encoder:
         Known ones come from the catalog (float16), the others are computed, kept, and survive an
         interruption.
         """
-        files = list(paths)
-        ids = catalog.content_ids(files, progress=progress)
-        fact = self.fact(catalog)
-        stored = catalog.facts((id for id in ids.values() if not isinstance(id, Unreadable)), (fact, BROKEN))
-        jobs: dict[str, Path] = {}
-        failed: dict[str, str] = {}
-        for path in files:
-            id = ids[path]
-            if not isinstance(id, Unreadable) and not stored.get(id):
-                jobs.setdefault(id, path)
-        fresh: list[tuple[str, str, Value]] = []
-        try:
-            for id, value in self._computed(jobs, progress):
-                if isinstance(value, bytes):
-                    stored.setdefault(id, {})[fact] = value
-                    fresh.append((id, fact, value))
-                else:
-                    failed[id] = value
-                if len(fresh) >= _KEEP_EVERY:
-                    catalog.put_facts(fresh)
-                    fresh.clear()
-        finally:
-            catalog.put_facts(fresh)
-        result: dict[Path, Vector | Problem] = {}
-        for path in files:
-            id = ids[path]
-            known = {} if isinstance(id, Unreadable) else stored.get(id, {})
-            vector = known.get(fact)
-            if isinstance(vector, bytes):
-                result[path] = _vector(vector)
-            else:
-                why = str(id) if isinstance(id, Unreadable) else failed.get(id) or str(known.get(BROKEN))
-                result[path] = Problem(
-                    level="error",
-                    code="unreadable-image",
-                    where=os.fspath(path),
-                    what=why,
-                    mend="fetch or export it again, or remove it",
-                )
-        return result
+        model = Model(
+            fact=self.fact(catalog),
+            load=lambda: self._model,  # a model that can't be loaded is told before the first image is read
+            prepare=self._prepared,
+            compute=self._encode,
+            batch_size=self.batch_size,
+            doing="embedding",
+        )
+        found = answers(catalog, paths, model, progress=progress)
+        return {path: vector(one) if isinstance(one, bytes) else _problem(one) for path, one in found.items()}
 
-    def _computed(self, jobs: Mapping[str, Path], progress: Progress) -> Iterator[tuple[str, bytes | str]]:
-        """(content id, float16 bytes or why not) of every job; images are decoded while the model works."""
-        if not jobs:
-            return
-        items = list(jobs.items())
-        batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        _ = self._model  # a model that can't be loaded is told before the first image is read
-        with (
-            progress.task("embedding", total=len(items)) as advance,
-            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        ):
-            ahead: list[list[Future[torch.Tensor | str]]] = []
-            try:
-                for number, batch in enumerate(batches):
-                    for following in batches[number + len(ahead) : number + 2]:
-                        ahead.append([pool.submit(self._prepared, path) for _, path in following])  # noqa: PERF401
-                    prepared = [future.result() for future in ahead.pop(0)]
-                    good = [(id, x) for (id, _), x in zip(batch, prepared, strict=True) if not isinstance(x, str)]
-                    yield from ((id, x) for (id, _), x in zip(batch, prepared, strict=True) if isinstance(x, str))
-                    if good:
-                        vectors = self._encode([x for _, x in good])
-                        yield from ((id, row.tobytes()) for (id, _), row in zip(good, vectors, strict=True))
-                    advance(len(batch))
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def _prepared(self, path: Path) -> NDArray[np.uint8]:
+        """The picture as the model takes it, (S, S, 3) of 8 bits: resized and cut out in the middle."""
+        height, width = _sides(self._model[0].visual.image_size)
+        im = open_image(path, at_least=(width, height))
+        # torchvision's rounding, which the weights were trained with; only what stays is computed
+        if im.width * height >= im.height * width:
+            sizes = (int(height * im.width / im.height), height)
+        else:
+            sizes = (width, int(width * im.height / im.width))
+        left, top = round((sizes[0] - width) / 2), round((sizes[1] - height) / 2)
+        x, y = im.width / sizes[0], im.height / sizes[1]
+        box = (left * x, top * y, min(im.width, (left + width) * x), min(im.height, (top + height) * y))
+        return np.asarray(im.resize((width, height), self._model[1].filter, box=box))
 
-    def _prepared(self, path: Path) -> torch.Tensor | str:
-        """The model's input (3, S, S), or why the file can't be decoded."""
-        model, transform = self._model
-        try:
-            side = 2 * max(_sides(model.visual.image_size))
-            x: torch.Tensor = transform(open_image(path, at_least=(side, side)))
-        except BadInput as error:
-            return error.what
-        return x
+    def _encode(self, inputs: Sequence[NDArray[np.uint8]]) -> list[bytes]:
+        """L2-normalised embeddings as bytes of float16."""
+        import torch
 
-    def _encode(self, inputs: Sequence[torch.Tensor]) -> NDArray[np.float16]:
+        model, how = self._model
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(inputs)).to(self.device)  # (B, S, S, 3)
+            x = pixels.permute(0, 3, 1, 2).to(self._dtype, memory_format=torch.contiguous_format)
+            x = x.mul_(how.gain.to(x)).add_(how.shift.to(x))
+            y = torch.nn.functional.normalize(model.encode_image(x).float(), dim=-1)  # (B, dim)
+        return [row.tobytes() for row in y.cpu().numpy().astype(np.float16)]
+
+    def text(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        """The embeddings (n, dim) of captions, of length 1; what the model doesn't read of a long one is cut."""
         import torch
 
         model, _ = self._model
+        tokenizer = _open_clip().get_tokenizer(self.weights.name)
+        rows = []
         with torch.inference_mode():
-            x = torch.stack(list(inputs)).to(self.device)
-            y = torch.nn.functional.normalize(model.encode_image(x).float(), dim=-1)  # (B, dim)
-        return np.asarray(y.cpu().numpy(), dtype=np.float16)
+            for start in range(0, len(captions), self.batch_size):
+                tokens = tokenizer(list(captions[start : start + self.batch_size])).to(self.device)
+                rows.append(torch.nn.functional.normalize(model.encode_text(tokens).float(), dim=-1).cpu().numpy())
+        return np.concatenate(rows) if rows else np.empty((0, self.dim), dtype=np.float32)
 
     @property
     def device(self) -> str:
@@ -300,8 +269,21 @@ class Encoder:
         return self._device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
-    def _model(self) -> tuple[Any, Any]:
-        """(model in eval mode, the transform of its input)."""
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """What the model computes in."""
+        if self._precision != "auto":
+            return self._precision
+        return "bf16" if _has_bf16(self.device) else "fp32"
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @cached_property
+    def _model(self) -> tuple[Any, _Input]:
+        """(model in eval mode, how its input is made)."""
         import logging
         import warnings
 
@@ -322,13 +304,58 @@ class Encoder:
             raise BadInput(f"can't be loaded as {weights.label}: {first}", where=str(weights.path)) from error
         finally:
             quiet.setLevel(level)
-        return model.eval(), transform
+        return model.eval().to(self._dtype), _input_of(transform)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What a model wants: x * gain + shift of 8-bit pixels, resized by `filter`."""
+
+    gain: torch.Tensor  # (3, 1, 1)
+    shift: torch.Tensor
+    filter: Image.Resampling
+
+
+def _input_of(transform: Any) -> _Input:
+    """The numbers of open_clip's transform; its steps themselves cost more than the decoding."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode
+
+    steps = list(transform.transforms)
+    mean, std = next((step.mean, step.std) for step in steps if hasattr(step, "std"))
+    mode = next((step.interpolation for step in steps if hasattr(step, "interpolation")), None)
+    std_ = torch.tensor(std)[:, None, None]
+    return _Input(
+        gain=1 / (255 * std_),
+        shift=-torch.tensor(mean)[:, None, None] / std_,
+        filter=Image.Resampling.BILINEAR if mode == InterpolationMode.BILINEAR else Image.Resampling.BICUBIC,
+    )
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 there, and not just possible."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu":
+        return False
+    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return bool(amx) or (capabilities == "AVX512" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()))
+
+
+def _problem(one: Value | Problem) -> Problem:
+    assert isinstance(one, Problem)
+    return one
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _vector(data: bytes) -> Vector:
+def vector(data: bytes) -> Vector:
+    """A kept embedding, of length 1."""
     values = np.frombuffer(data, dtype=np.float16).astype(np.float32)
     return values / max(float(np.linalg.norm(values)), 1e-12)

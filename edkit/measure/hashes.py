@@ -24,14 +24,40 @@ def _cosines() -> NDArray[np.float64]:
     return 2 * np.cos(np.pi * k * (2 * n + 1) / 64)
 
 
-def phashes(gray: Image.Image) -> tuple[str, str]:
-    """pHash of a grey picture and of its mirror image, 16 hex digits each."""
+ORIENTATIONS = (
+    "same",
+    "mirrored",
+    "upside down mirrored",
+    "turned 180",
+    "transposed",
+    "turned 270",
+    "turned 90",
+    "transversed",
+)
+"""How a copy can lie: turned by that many degrees against the clock, or mirrored besides."""
+
+
+@cache
+def _signs() -> NDArray[np.float64]:
+    """What mirroring left to right, top to bottom and both does to the cosines: (4, 8, 8) of 1 and -1."""
+    odd = np.where(np.arange(8) % 2, -1.0, 1.0)
+    plain = np.ones((8, 8))
+    return np.stack([plain, plain * odd, plain * odd[:, None], odd * odd[:, None]])
+
+
+def phashes(gray: Image.Image) -> tuple[str, ...]:
+    """pHash of a grey picture as it is and in its seven other ORIENTATIONS, 16 hex digits each.
+
+    One transform gives all: mirroring flips the signs of odd columns, turning transposes besides.
+    """
     pixels = np.asarray(gray.resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     cosines = _cosines()
     # a symmetric picture has true zeros here: unrounded, their bits would be noise of the last float digit
     low = np.round(cosines @ pixels @ cosines.T, 6)  # (8, 8)
-    mirrored = low * np.where(np.arange(8) % 2, -1.0, 1.0)  # mirroring flips the sign of the odd columns
-    return _hex(low > np.median(low)), _hex(mirrored > np.median(mirrored))
+    every = np.concatenate([low * _signs(), low.T * _signs()]).reshape(8, 64)
+    middle = np.partition(every, (31, 32), axis=1)[:, 31:33].mean(axis=1, keepdims=True)  # the median
+    digits = np.packbits(every > middle, axis=1).tobytes().hex()
+    return tuple(digits[start : start + 16] for start in range(0, 128, 16))
 
 
 def dhash(gray: Image.Image) -> str:
@@ -45,16 +71,27 @@ def thumb(rgb: Image.Image) -> bytes:
     return rgb.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes()
 
 
-def same_colours(one: bytes, other: bytes, *, mirrored: bool = False, limit: float = 0.1) -> bool:
+def same_colours(
+    one: bytes, other: bytes, *, mirrored: bool = False, orientation: str = "same", limit: float = 0.1
+) -> bool:
     """Whether two thumbnails show the same colours, but for an evenly brighter or paler picture.
 
     Hashes see grey shapes only: without this a green ball is a copy of the red one, and a white page of a
-    black one. `limit` is the root mean square of what is left, in units of the full range.
+    black one. `orientation` (one of ORIENTATIONS; `mirrored` is short for one) brings the other one to where the
+    first lies. `limit` is the root mean square of what is left, in units of the full range.
     """
-    a, b = _pixels(one), _pixels(other)
-    if mirrored:
-        b = b[:, ::-1]
+    a, b = _pixels(one), oriented(_pixels(other), "mirrored" if mirrored else orientation)
     return colour_distance(a, b) <= limit
+
+
+def oriented(pixels: NDArray[np.float64], orientation: str) -> NDArray[np.float64]:
+    """Pixels (height, width, ...) mirrored and turned as one of ORIENTATIONS says."""
+    number = ORIENTATIONS.index(orientation)
+    if number >= 4:
+        pixels = pixels.swapaxes(0, 1)
+    if number % 4 in (2, 3):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if number % 2 else pixels
 
 
 def colour_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -14,11 +15,14 @@ from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import EdkitError, Problem
 from edkit.data.image import DEFAULT_MAX_PIXELS
 from edkit.data.progress import SILENT, Progress
+from edkit.measure.batched import unreadable
 from edkit.measure.facts import BROKEN, FACTS, Facts, Outcome, Value, known, measure_file
+from edkit.measure.models import Models, answered
 
 _CHUNK = 32  # files a worker takes at once
 _FEW = 256  # below this many files, starting processes takes longer than they save
-_KEEP_EVERY = 1024  # files between two commits: what a kill costs
+_KEEP_EVERY = 1024  # files, and
+_KEEP_SECONDS = 5.0  # between two commits: what a kill costs
 
 Job = tuple[str, str]  # content id, path
 
@@ -30,61 +34,91 @@ def measure(
     *,
     workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    models: Models | None = None,
+    captions: Mapping[Path, str] | None = None,
     progress: Progress = SILENT,
 ) -> dict[Path, Facts | Problem]:
-    """The named facts of every file, or the Problem (error, `unreadable-image`) why there are none.
+    """The named facts of every file, or the Problem (error, `unreadable-image`) why there is none.
 
-    Facts stand in the catalog by content, so a second run over unchanged files reads none of them.
-    `workers`: processes (None: one a core; 1: none besides this one). What was measured before an
-    interruption is kept. Raises UsageError for a name that no fact has.
+    Facts stand in the catalog by content (and caption, and model), so a second run over unchanged files reads
+    none of them. `workers`: processes (None: one a core; 1: none besides this one). `models` says which ones
+    answer for facts that need one, `captions` what those that need a caption are about. What was measured
+    before an interruption is kept. Raises UsageError for a name that no fact has, MissingExtra where a model's
+    package is not installed.
     """
     wanted = known(names)
-    keys = {FACTS[name].key: name for name in wanted}
     files = list(paths)
+    by_model = [name for name in wanted if FACTS[name].needs == "model"]
+    found = _measured(catalog, files, [name for name in wanted if name not in by_model], workers, max_pixels, progress)
+    if not by_model:
+        return found
+    said = answered(
+        catalog,
+        [path for path, one in found.items() if not isinstance(one, Problem)],
+        by_model,
+        models=models or Models(),
+        captions=captions,
+        progress=progress,
+    )
+    for path, one in said.items():
+        own = found[path]
+        assert not isinstance(own, Problem)
+        found[path] = one if isinstance(one, Problem) else {**own, **one}
+    return found
+
+
+def _measured(
+    catalog: Catalog,
+    files: Sequence[Path],
+    wanted: Sequence[str],
+    workers: int | None,
+    max_pixels: int,
+    progress: Progress,
+) -> dict[Path, Facts | Problem]:
+    """The facts that need no model."""
+    keys = {FACTS[name].key: name for name in wanted if name != "sha256"}  # the id is the hash
     ids = catalog.content_ids(files, progress=progress)
-    unreadable = {path: str(id) for path, id in ids.items() if isinstance(id, Unreadable)}
-    stored = catalog.facts((id for id in ids.values() if not isinstance(id, Unreadable)), (*keys, BROKEN))
+    readable = (id for id in ids.values() if not isinstance(id, Unreadable))
+    stored = catalog.facts(readable, (*keys, BROKEN)) if wanted else {}
     jobs: dict[str, Job] = {}  # one file of each content
+    whole = len(keys)
     for path in files:
         id = ids[path]
-        if not isinstance(id, Unreadable) and not _complete(stored.get(id, {}), keys):
+        own = stored.get(id)
+        if (own is None or (len(own) < whole and BROKEN not in own)) and keys and not isinstance(id, Unreadable):
             jobs.setdefault(id, (id, os.fspath(path)))
     failed: dict[str, str] = {}  # content id -> why the file couldn't be read this time
     fresh: list[tuple[str, str, Value]] = []
-    kept = 0
+    kept, since = 0, time.monotonic()
     try:
-        for id, outcome in _outcomes(list(jobs.values()), wanted, workers, max_pixels, progress):
+        for id, outcome in _outcomes(list(jobs.values()), tuple(keys.values()), workers, max_pixels, progress):
             fresh += [(id, key, value) for key, value in outcome.facts.items()]
             stored[id] = {**stored.get(id, {}), **outcome.facts}
             if outcome.unreadable is not None:
                 failed[id] = outcome.unreadable
             kept += 1
-            if kept % _KEEP_EVERY == 0:
+            if kept >= _KEEP_EVERY or time.monotonic() - since > _KEEP_SECONDS:
                 catalog.put_facts(fresh)
                 fresh.clear()
+                kept, since = 0, time.monotonic()
     finally:  # Ctrl-C too: the next run goes on from here
-        catalog.put_facts(fresh)
+        if fresh:
+            catalog.put_facts(fresh)
 
+    names = list(keys.items())
+    with_hash = "sha256" in wanted
     result: dict[Path, Facts | Problem] = {}
     for path in files:
         id = ids[path]
-        why = unreadable.get(path) or failed.get(id) or stored.get(id, {}).get(BROKEN)
-        if why is not None:
-            result[path] = Problem(
-                level="error",
-                code="unreadable-image",
-                where=os.fspath(path),
-                what=str(why),
-                mend="fetch or export it again, or remove it",
-            )
+        own = stored.get(id, {})
+        if isinstance(id, Unreadable):
+            result[path] = unreadable(path, str(id))
+        elif id in failed or BROKEN in own:
+            result[path] = unreadable(path, failed.get(id) or str(own[BROKEN]))
         else:
-            facts = stored[id]
-            result[path] = {name: facts[key] for key, name in keys.items()}
+            facts = {name: own[key] for key, name in names}
+            result[path] = {**facts, "sha256": id} if with_hash else facts
     return result
-
-
-def _complete(facts: Facts, keys: Iterable[str]) -> bool:
-    return BROKEN in facts or all(key in facts for key in keys)
 
 
 def _outcomes(
@@ -155,8 +189,21 @@ def _pooled(
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from future.result()
-    finally:
+    except BrokenProcessPool:
         pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    except BaseException:  # Ctrl-C: nobody waits for half a chunk of large pictures
+        _kill(pool)
+        raise
+    pool.shutdown(wait=True)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once; what they had measured and not yet sent is measured again."""
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
 
 
 def _worker() -> None:

@@ -9,7 +9,7 @@ Index Hashing", 2014). So only hashes that agree that far in a chunk are compare
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -68,6 +68,44 @@ def matches_within(left: Hashes, right: Hashes, radius: int) -> Pairs:
         order = np.lexsort((b, a))
         a, b = a[order], b[order]
     return Pairs(left=a, right=b, distance=np.bitwise_count(left[a] ^ right[b]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """Pairs of pictures of which one is the other, perhaps mirrored or turned: four arrays of one length."""
+
+    left: Positions
+    right: Positions
+    distance: NDArray[np.uint8]
+    orientation: NDArray[np.uint8]  # place in `hashes.ORIENTATIONS`: how the right one must lie to be the left one
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+def copies_within(hashes: Hashes, radius: int, orientations: Sequence[int] = range(8)) -> Copies:
+    """Every pair left < right within the radius in some of the orientations, once, at its least distance.
+
+    `hashes` (n, 8) are each picture's pHash as it is and in the other orientations, as `hashes.ORIENTATIONS` names
+    them; where two orientations are as near, the earlier one counts. Equal hashes are pairs: search unique
+    pictures where many are equal.
+    """
+    lefts, rights, distances, kinds = [], [], [], []
+    plain = np.ascontiguousarray(hashes[:, 0])
+    for kind in orientations:
+        found = matches_within(plain, plain if kind == 0 else np.ascontiguousarray(hashes[:, kind]), radius)
+        once = found.left < found.right
+        lefts.append(found.left[once])
+        rights.append(found.right[once])
+        distances.append(found.distance[once])
+        kinds.append(np.full(int(once.sum()), kind, dtype=np.uint8))
+    left, right = np.concatenate(lefts), np.concatenate(rights)
+    distance, kind_ = np.concatenate(distances), np.concatenate(kinds)
+    order = np.lexsort((kind_, distance, right, left))
+    left, right, distance, kind_ = left[order], right[order], distance[order], kind_[order]
+    first = np.ones(len(left), dtype=bool)
+    first[1:] = (left[1:] != left[:-1]) | (right[1:] != right[:-1])
+    return Copies(left=left[first], right=right[first], distance=distance[first], orientation=kind_[first])
 
 
 def _all(num_left: int, num_right: int) -> Iterator[tuple[Positions, Positions]]:

@@ -87,3 +87,18 @@ def test_many_equal_hashes_in_one_bucket_are_spread_over_blocks(monkeypatch: pyt
 def test_a_radius_outside_0_to_64_is_refused(radius: int) -> None:
     with pytest.raises(ValueError, match="radius"):
         search.pairs_within(np.zeros(2, np.uint64), radius)
+
+
+def test_copies_are_found_once_in_the_orientation_that_fits_best() -> None:
+    from edkit.measure.search import copies_within
+
+    rng = np.random.default_rng(7)
+    hashes = rng.integers(0, 2**64, (50, 8), dtype=np.uint64)
+    hashes[20, 6] = hashes[10, 0] ^ np.uint64(0b111)  # 20 turned is 10
+    hashes[30, 0] = hashes[5, 0]
+    hashes[30, 1] = hashes[5, 0] ^ np.uint64(1)  # nearly symmetric: as it is comes first
+    found = copies_within(hashes, 8)
+    assert list(zip(found.left, found.right, found.distance, found.orientation, strict=True)) == [
+        (5, 30, 0, 0),
+        (10, 20, 3, 6),
+    ]
