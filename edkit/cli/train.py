@@ -238,9 +238,12 @@ def generate(
     epilog="Example: edkit init-model sd1 --size tiny --out models/tiny",
 )
 def init_model(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="sd1.")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="sd1, sd2 or sdxl.")],
     out: Annotated[Path, typer.Option("--out", help="The model's folder.")],
     size: Annotated[str, typer.Option("--size", help="tiny, or real: as published.")] = "tiny",
+    prediction: Annotated[
+        str | None, typer.Option("--prediction", help="epsilon or v_prediction; none: the family's own.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 555,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
@@ -249,6 +252,6 @@ def init_model(
     from edkit.train.initial import init_model as verb
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
-        made = verb(family, size=size, out=out, seed=seed)
+        made = verb(family, size=size, out=out, prediction=prediction, seed=seed)
         counts = ", ".join(f"{name} {n / 1e6:,.1f} M" for name, n in made.num_parameters.items())
         ui.done(made, f"{made.out}: {made.family} {made.size}, parameters: {counts}")

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edkit.data.errors import BadInput, UsageError
 from edkit.measure.families import clip_vocabulary
+
+if TYPE_CHECKING:
+    from edkit.train.families.unet import UNetModel
 
 # alphas of Stable Diffusion 1, which its samplers and every fine-tune of it assume
 SD_NOISE: dict[str, Any] = {
@@ -28,51 +31,104 @@ SD_NOISE: dict[str, Any] = {
     "timestep_spacing": "leading",
 }
 
-_SD1: dict[str, dict[str, dict[str, Any]]] = {
-    # Stable Diffusion 1.5 as published: U-Net 859.5 M, text 123.1 M, VAE 83.7 M parameters
-    "real": {
-        "unet": {
-            "sample_size": 64,
-            "block_out_channels": (320, 640, 1280, 1280),
-            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            "cross_attention_dim": 768,
-            "attention_head_dim": 8,
+_UP = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
+_PLAIN, _ATTENDING = "DownBlock2D", "CrossAttnDownBlock2D"
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+_CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+_TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TINY_UNET = {"layers_per_block": 1, "norm_num_groups": 8, "sample_size": 16}
+_VAE = {"block_out_channels": (128, 256, 512, 512), "sample_size": 512, "scaling_factor": 0.18215}
+_TINY_VAE = {"block_out_channels": (8, 16, 24, 24), "sample_size": 128, "norm_num_groups": 4, "layers_per_block": 1}
+
+# as published, and small ones of the same architecture; the parameters stand in tests/train/test_initial.py
+_MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {
+        "real": {
+            "unet": {
+                "sample_size": 64,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "down_block_types": (_ATTENDING,) * 3 + (_PLAIN,),
+                "cross_attention_dim": 768,
+                "attention_head_dim": 8,
+            },
+            "vae": _VAE,
+            "texts": [_CLIP_L],
         },
-        "vae": {"block_out_channels": (128, 256, 512, 512), "sample_size": 512, "scaling_factor": 0.18215},
-        "text": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
+        "tiny": {
+            "unet": {
+                **_TINY_UNET,
+                "block_out_channels": (32, 48, 64, 64),
+                "down_block_types": (_ATTENDING,) * 3 + (_PLAIN,),
+                "cross_attention_dim": 32,
+                "attention_head_dim": 4,
+            },
+            "vae": {**_TINY_VAE, "scaling_factor": 0.18215},
+            "texts": [_TINY_TEXT],
         },
     },
-    "tiny": {
-        "unet": {
-            "sample_size": 16,
-            "block_out_channels": (32, 48, 64, 64),
-            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            "cross_attention_dim": 32,
-            "attention_head_dim": 4,
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
+    "sd2": {
+        "real": {
+            "unet": {
+                "sample_size": 96,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "down_block_types": (_ATTENDING,) * 3 + (_PLAIN,),
+                "cross_attention_dim": 1024,
+                "attention_head_dim": (5, 10, 20, 20),
+                "use_linear_projection": True,
+            },
+            "vae": {**_VAE, "sample_size": 768},
+            "texts": [{**_CLIP_H, "hidden_act": "gelu"}],
         },
-        "vae": {
-            "block_out_channels": (8, 16, 24, 24),
-            "sample_size": 128,
-            "scaling_factor": 0.18215,
-            "norm_num_groups": 4,
-            "layers_per_block": 1,
+        "tiny": {
+            "unet": {
+                **_TINY_UNET,
+                "block_out_channels": (32, 48, 64, 64),
+                "down_block_types": (_ATTENDING,) * 3 + (_PLAIN,),
+                "cross_attention_dim": 32,
+                "attention_head_dim": (2, 3, 4, 4),
+                "use_linear_projection": True,
+            },
+            "vae": {**_TINY_VAE, "scaling_factor": 0.18215},
+            "texts": [{**_TINY_TEXT, "hidden_act": "gelu"}],
         },
-        "text": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+    },
+    "sdxl": {
+        "real": {
+            "unet": {
+                "sample_size": 128,
+                "block_out_channels": (320, 640, 1280),
+                "down_block_types": (_PLAIN, _ATTENDING, _ATTENDING),
+                "transformer_layers_per_block": (1, 2, 10),
+                "cross_attention_dim": 2048,
+                "attention_head_dim": (5, 10, 20),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 6 * 256 + 1280,
+            },
+            "vae": {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025},
+            "texts": [_CLIP_L, {**_CLIP_G, "hidden_act": "gelu"}],
+        },
+        "tiny": {
+            "unet": {
+                **_TINY_UNET,
+                "block_out_channels": (32, 48, 64),
+                "down_block_types": (_PLAIN, _ATTENDING, _ATTENDING),
+                "transformer_layers_per_block": (1, 1, 2),
+                "cross_attention_dim": 32 + 48,
+                "attention_head_dim": (2, 3, 4),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 6 * 8 + 48,
+            },
+            "vae": {**_TINY_VAE, "scaling_factor": 0.13025},
+            "texts": [_TINY_TEXT, {**_TINY_TEXT, "hidden_size": 48, "intermediate_size": 96, "hidden_act": "gelu"}],
         },
     },
 }
+_PREDICTIONS = {"sd2": "v_prediction"}  # as the 768-pixel model was published; the others predict the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +141,23 @@ class Initialized:
     num_parameters: dict[str, int]  # by part
 
 
-def init_model(family: str, *, size: str = "tiny", out: Path, seed: int = 555) -> Initialized:
+def init_model(
+    family: str, *, size: str = "tiny", out: Path, prediction: str | None = None, seed: int = 555
+) -> Initialized:
     """Write a diffusers folder of a family's real architecture with random weights; the same for the same
-    seed.
+    seed. `prediction`: epsilon or v_prediction; None: as the family was published.
     """
-    if family != "sd1":
-        raise UsageError(f"{family}: init-model knows sd1")
-    if size not in _SD1:
+    if family not in _MODELS:
+        raise UsageError(f"{family}: init-model knows {', '.join(_MODELS)}")
+    if size not in _MODELS[family]:
         raise UsageError(f"{size}: sizes are tiny and real")
-    parts = _SD1[size]
-    return make_sd1(out, seed=seed, size=size, unet=parts["unet"], vae=parts["vae"], text=parts["text"])
+    if prediction not in (None, "epsilon", "v_prediction"):
+        raise UsageError(f"{prediction}: models predict epsilon or v_prediction")
+    parts = _MODELS[family][size]
+    said = {"prediction_type": prediction or _PREDICTIONS.get(family, "epsilon")}
+    make = make_sdxl if family == "sdxl" else make_sd1
+    texts = {"texts": parts["texts"]} if family == "sdxl" else {"text": parts["texts"][0]}
+    return make(out, seed=seed, size=size, unet=parts["unet"], vae=parts["vae"], scheduler=SD_NOISE | said, **texts)
 
 
 def make_sd1(
@@ -108,57 +171,105 @@ def make_sd1(
     seed: int = 555,
     size: str = "custom",
 ) -> Initialized:
-    """Write a Stable Diffusion 1 pipeline with random weights from the configs given (what they don't say is
-    SD1's).
+    """Write a Stable Diffusion 1 or 2 pipeline with random weights from the configs given (what they don't
+    say is SD1's).
 
     `tokenizer`: a CLIPTokenizer; without one, CLIP's own vocabulary of 49,408 tokens. Raises BadInput where
     `out` has something in it.
     """
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     from edkit.train.families.sd1 import SD1
+
+    def build() -> SD1:
+        words = tokenizer or clip_tokenizer()
+        return SD1(
+            folder=out.absolute(),
+            **_unet_and_vae(unet, vae),
+            text_encoder=_text_encoder(CLIPTextModel, text, words),
+            tokenizer=words,
+            scheduler=scheduler,
+        )
+
+    return _written(build, out, seed=seed, size=size)
+
+
+def make_sdxl(
+    out: Path,
+    *,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    texts: Sequence[Mapping[str, Any]],
+    scheduler: Mapping[str, Any] = SD_NOISE,
+    tokenizer: Any = None,
+    seed: int = 555,
+    size: str = "custom",
+) -> Initialized:
+    """Write a Stable Diffusion XL pipeline with random weights: two text encoders, the second with a
+    projection. Else as `make_sd1`.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from edkit.train.families.sdxl import SDXL
+
+    def build() -> SDXL:
+        words = tokenizer or clip_tokenizer()
+        classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        return SDXL(
+            folder=out.absolute(),
+            **_unet_and_vae(unet, vae),
+            text_encoders={
+                name: _text_encoder(cls, text, words) for (name, cls), text in zip(classes.items(), texts, strict=True)
+            },
+            tokenizers={"tokenizer": words, "tokenizer_2": words},
+            scheduler=scheduler,
+            zeros_for_empty=True,
+        )
+
+    return _written(build, out, seed=seed, size=size)
+
+
+def _unet_and_vae(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Any]:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    down = tuple(unet["down_block_types"])
+    levels = len(vae["block_out_channels"])
+    coders = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": 2,
+    }
+    return {
+        "unet": UNet2DConditionModel(**{"up_block_types": tuple(_UP[kind] for kind in reversed(down)), **unet}),
+        "vae": AutoencoderKL(**{**coders, **vae}),
+    }
+
+
+def _text_encoder(cls: Any, text: Mapping[str, Any], tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    said = {
+        "projection_dim": text["hidden_size"],
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return cls(CLIPTextConfig(**{**said, **text}))
+
+
+def _written(build: Callable[[], UNetModel], out: Path, *, seed: int, size: str) -> Initialized:
+    import torch
 
     out = out.absolute()
     if out.exists() and any(out.iterdir()):
         raise BadInput("is not empty", where=str(out), mend="name a new folder")
-    tokenizer = tokenizer or clip_tokenizer()
-    text_config = {
-        "projection_dim": text["hidden_size"],
-        "hidden_act": "quick_gelu",
-        "max_position_embeddings": 77,
-    }
-    levels = len(vae["block_out_channels"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        family = SD1(
-            folder=out,
-            unet=UNet2DConditionModel(**unet),
-            vae=AutoencoderKL(
-                **{
-                    "down_block_types": ("DownEncoderBlock2D",) * levels,
-                    "up_block_types": ("UpDecoderBlock2D",) * levels,
-                    "layers_per_block": 2,
-                    **vae,
-                }
-            ),
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(
-                    **{
-                        **text_config,
-                        "vocab_size": len(tokenizer),
-                        "bos_token_id": tokenizer.bos_token_id,
-                        "eos_token_id": tokenizer.eos_token_id,
-                        "pad_token_id": tokenizer.pad_token_id,
-                        **text,
-                    }
-                )
-            ),
-            tokenizer=tokenizer,
-            scheduler=scheduler,
-        )
+        family = build()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".edkit-{secrets.token_hex(6)}")
     part.mkdir()
@@ -172,7 +283,7 @@ def make_sd1(
         raise
     modules = {**family.parts(), "vae": family.vae}
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return Initialized(out=out, family="sd1", size=size, num_parameters=counts)
+    return Initialized(out=out, family=family.name, size=size, num_parameters=counts)
 
 
 def clip_tokenizer() -> Any:

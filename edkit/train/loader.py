@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from edkit.data.image import Crop
 from edkit.data.plan import MicroBatch, Pick, Step
 from edkit.data.random import unit
 from edkit.data.sample import Sample, caption_text, drops_caption
@@ -32,6 +33,7 @@ class Micro:
     noisy: Tensor  # (n, C, h, w)
     target: Tensor  # (n, C, h, w)
     timesteps: Tensor  # (n,) int64
+    sizes: Tensor  # (n, 6) int64, as `Family.predict` takes them
     weights: Tensor  # (n,) loss_scale times the timestep's weight
     tokens: Text  # ids of the distinct captions (m, L)
     which: Tensor  # (n,) int64: the row of `tokens` that is each image's
@@ -124,7 +126,8 @@ class Loader:
         samples = tuple(self._sample(pick.index) for pick in picks)
         names = [(s.key, pick.epoch, pick.occurrence) for s, pick in zip(samples, picks, strict=True)]
         captions = tuple(caption_seen(sample, pick, seed=seed) for sample, pick in zip(samples, picks, strict=True))
-        latents = torch.stack(self._latents([self._view(pick) for pick in picks])).float()
+        views = [self._view(pick) for pick in picks]
+        latents = torch.stack(self._latents(views)).float()
         draws = torch.tensor([unit(seed, "timestep", *name) for name in names], dtype=torch.float64)
         timesteps = self._family.timesteps(draws, *self._timesteps)
         _, channels, height, width = latents.shape
@@ -147,6 +150,7 @@ class Loader:
             noisy=noisy,
             target=target,
             timesteps=timesteps,
+            sizes=torch.tensor([_sizes(s, view.crop) for s, view in zip(samples, views, strict=True)]),
             weights=weights,
             tokens=self.tokens(distinct),
             which=torch.tensor([rows[caption] for caption in captions]),
@@ -204,6 +208,12 @@ class TextStates:
         while self._bytes > self._limit and len(self._kept) > 1:
             _, old = self._kept.popitem(last=False)
             self._bytes -= sum(t.numel() * t.element_size() for t in old.values())
+
+
+def _sizes(sample: Sample, crop: Crop) -> tuple[int, ...]:
+    """Height and width of the picture, top and left of the cut as the mirrored picture has it, its height and width."""
+    left = crop.scaled_width - crop.width - crop.left if crop.flip else crop.left
+    return sample.height, sample.width, crop.top, left, crop.height, crop.width
 
 
 def caption_seen(sample: Sample, pick: Pick, *, seed: int) -> str:

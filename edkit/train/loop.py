@@ -109,6 +109,7 @@ def train(
     if settings is None:
         raise UsageError("neither settings nor a run to resume were given")
     family = load_family(settings.model, settings.family)
+    family.clip_skip, family.caption_chunks = settings.clip_skip, settings.caption_chunks
     if settings.zero_terminal_snr:
         family.end_at_pure_noise()
     if resume is not None:
@@ -333,7 +334,7 @@ class _Trainer:
                 if s.embedding_perturbation:
                     text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
                 timesteps = micro.timesteps.to(self.device)
-                said = family.predict(micro.noisy.to(self.device), timesteps, text)
+                said = family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
             errors = image_losses(
                 said, micro.target.to(self.device), loss_type=s.loss_type, huber_delta=s.huber_delta,
                 noisiness=micro.timesteps / max(1, family.num_timesteps - 1),

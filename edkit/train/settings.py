@@ -47,7 +47,7 @@ class TrainSettings:
     data_root: DataRoot
     model: str  # a diffusers folder, or a hub id
     out: Path | None = None  # the run's folder; None: runs/<data root>-<date>
-    family: Literal["auto", "sd1"] = "auto"
+    family: Literal["auto", "sd1", "sd2", "sdxl"] = "auto"
     method: Literal["full"] = "full"
     train_unet: bool = True
     train_text_encoder: bool = False
@@ -97,6 +97,8 @@ class TrainSettings:
     shuffle_tags: bool = False
     keep_tags: int = 0
     max_caption_length: int | None = None
+    clip_skip: int = 1  # 1: the text states the family was made with; 2: one layer earlier, and so on
+    caption_chunks: int = 1  # a caption may have so many times the text encoder's length
     caption_fallback: str | None = None
     leave_out_broken: bool = False
     cache_latents: bool = True
@@ -368,7 +370,7 @@ def _check(s: TrainSettings) -> None:
         value = getattr(s, key)
         if isinstance(value, float):
             need(key, math.isfinite(value), "must be a finite number")
-    for key in ("batch_size", "sample_steps", "keep_checkpoints", "log_every_steps"):
+    for key in ("clip_skip", "caption_chunks", "batch_size", "sample_steps", "keep_checkpoints", "log_every_steps"):
         need(key, getattr(s, key) >= 1, "must be at least 1")
     optional = (
         "max_steps",

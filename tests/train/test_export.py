@@ -19,7 +19,7 @@ def predictions(family: Family) -> torch.Tensor:
     with torch.no_grad():
         text = family.encode_text(family.tokenize(["red paint"]))
         noisy = torch.linspace(-1, 1, 4 * 8 * 8).view(1, 4, 8, 8)
-        return family.decode_latents(family.predict(noisy, torch.tensor([400]), text))
+        return family.decode_latents(family.predict(noisy, torch.tensor([400]), text, torch.zeros(1, 6)))
 
 
 def test_an_export_loads_back_equal_and_keeps_text_model_keys(model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from edkit.data.errors import BadInput, UsageError
 from edkit.train.families import load_family
-from edkit.train.initial import _SD1, clip_tokenizer, init_model
+from edkit.train.initial import _MODELS, _text_encoder, _unet_and_vae, clip_tokenizer, init_model
 
 
 def test_the_tokenizer_is_clips() -> None:
@@ -28,19 +28,27 @@ def test_tiny_is_written_draws_128_pixels_and_is_reproducible(tmp_path: Path) ->
     assert family.model_hash() != load_family(init_model("sd1", out=tmp_path / "c", seed=1).out).model_hash()
 
 
-def test_real_has_the_published_number_of_parameters() -> None:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+@pytest.mark.parametrize(
+    ("family", "unet", "texts"),
+    [
+        ("sd1", 859_520_964, [123_060_480]),
+        ("sd2", 865_910_724, [340_387_840]),
+        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840]),
+    ],
+)
+def test_real_has_the_published_number_of_parameters(family: str, unet: int, texts: list[int]) -> None:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+    parts = _MODELS[family]["real"]
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**_SD1["real"]["unet"])
-        levels = {
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-        }
-        vae = AutoencoderKL(layers_per_block=2, **levels, **_SD1["real"]["vae"])
-    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+        made = _unet_and_vae(parts["unet"], parts["vae"])
+        classes = (CLIPTextModel, CLIPTextModelWithProjection)
+        encoders = [
+            _text_encoder(cls, text, clip_tokenizer()) for cls, text in zip(classes, parts["texts"], strict=False)
+        ]
+    assert sum(p.numel() for p in made["unet"].parameters()) == unet
+    assert sum(p.numel() for p in made["vae"].parameters()) == 83_653_863
+    assert [sum(p.numel() for p in encoder.parameters()) for encoder in encoders] == texts
 
 
 def test_nothing_is_overwritten_and_unknown_names_are_told(tmp_path: Path) -> None:
@@ -48,6 +56,6 @@ def test_nothing_is_overwritten_and_unknown_names_are_told(tmp_path: Path) -> No
     with pytest.raises(BadInput, match="is not empty"):
         init_model("sd1", out=tmp_path)
     with pytest.raises(UsageError, match="init-model knows sd1"):
-        init_model("sdxl", out=tmp_path / "x")
+        init_model("sd9", out=tmp_path / "x")
     with pytest.raises(UsageError, match="tiny and real"):
         init_model("sd1", size="huge", out=tmp_path / "x")

@@ -14,6 +14,8 @@ from edkit.train.families.base import Family
 
 REGISTRY: dict[str, str] = {
     "sd1": "edkit.train.families.sd1",
+    "sd2": "edkit.train.families.sd1",
+    "sdxl": "edkit.train.families.sdxl",
 }
 """Family name -> the module that has `load(folder) -> Family` and `PIPELINES` (model_index class names)."""
 

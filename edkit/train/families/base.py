@@ -31,7 +31,12 @@ class Family(Protocol):
     latent_channels: int
     num_timesteps: int
     prediction_type: Literal["epsilon", "v_prediction"]
-    max_tokens: int
+    clip_skip: int  # 1: the text states the family was made with; 2: one layer earlier, and so on
+    caption_chunks: int  # how many times the encoder's length a caption may have
+
+    @property
+    def max_tokens(self) -> int:
+        """How much of a caption is read, its markers counted."""
 
     def parts(self) -> dict[str, nn.Module]:
         """What can be trained, by the name of its folder: the denoiser first."""
@@ -76,8 +81,10 @@ class Family(Protocol):
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio (N,) at each timestep, in float64 on the CPU."""
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        """What the denoiser says."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Tensor) -> Tensor:
+        """What the denoiser says. `sizes` (N, 6): of each picture its height and width before it was scaled, the
+        top and left of the cut, the height and width it was cut to, in pixels; a family may not ask for them.
+        """
 
     def denoise(self, noise: Tensor, text: Text, negative: Text, *, steps: int, guidance: float) -> Tensor:
         """From pure noise to latents, with classifier-free guidance (none at 1)."""
