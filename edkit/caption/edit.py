@@ -280,21 +280,23 @@ def caption_edit(
         told: list[CaptionChange] = []
         left: list[Left] = []
         notes: list[str] = []
+        num_renamed = 0
         with progress.task("editing", total=len(asked)) as advance:
             for one in folders:
                 images = [image for image in one.images if image.index in asked]
                 notes += _shared_notes(one, images, edit, root)
-                changes += _edit_folder(one, images, edit, root, told, left)
+                planned, renamed = _edit_folder(one, images, edit, root, told, left)
+                changes += planned
+                num_renamed += renamed
                 advance(len(images))
         applied = apply(catalog, changes, verb="caption edit", command=command, dry_run=dry_run, progress=progress)
     left += [Left(path=_path(change), reason=why) for change, why in applied.skipped]
-    pictures = set(dataset.paths)
     return Edited(
         root=root,
         num_images=len(dataset),
         num_chosen=len(asked),
         num_changed=len(told),
-        num_renamed=sum(_path(change) in pictures for change in changes if _is_move(change)),
+        num_renamed=num_renamed,
         num_files=sum(_is_write(change) for change in changes),
         left=tuple(left),
         notes=tuple(dict.fromkeys(notes)),
@@ -370,7 +372,8 @@ def _edit_folder(
     root: Path,
     told: list[CaptionChange],
     left: list[Left],
-) -> list[Change]:
+) -> tuple[list[Change], int]:
+    """The changes of one folder, and how many images they rename."""
     from edkit.data.journal import Write
 
     wanted: list[Wanted] = []
@@ -409,7 +412,7 @@ def _edit_folder(
         for path, content in writes.items()
         if path.name not in moving and path not in written
     ]
-    return changes
+    return changes, len(wanted)
 
 
 def _edit_image(image: Pictured, edit: Edit) -> tuple[str | None, dict[Path, bytes], str] | Left | None:
@@ -531,12 +534,6 @@ def _path(change: Change) -> Path:
     from edkit.data.journal import Move
 
     return change.src if isinstance(change, Move) else change.path
-
-
-def _is_move(change: Change) -> bool:
-    from edkit.data.journal import Move
-
-    return isinstance(change, Move)
 
 
 def _is_write(change: Change) -> bool:

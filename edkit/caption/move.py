@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edkit.caption.folder import Wanted, plan_folder
+from edkit.caption.folder import Wanted, nfc, plan_folder, sidecar_changes, split
 from edkit.caption.rename import options_alone
 from edkit.caption.sources import FolderOfImages, Left, Pictured, chosen_folder, folder_at, folders_of, sidecar_name
 from edkit.data.errors import BadInput
-from edkit.data.names import can_name
+from edkit.data.names import can_name, caption_of_stem, is_camera_name
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Caption
 
@@ -138,22 +138,31 @@ def _alike(before: Caption, after: Caption, image: Pictured) -> bool:
 
 
 def _name_all(one: FolderOfImages, moving: list[tuple[Pictured, str]]) -> list[Change]:
-    wanted = []
+    from edkit.data.journal import Move
+
+    wanted: list[Wanted] = []
+    changes: dict[Path, Change] = {}  # of sidecars whose images have the right name; shared ones once
     for image, caption in moving:
         lead = image.lead
         assert lead is not None
         kept = options_alone(lead) if lead.is_yaml else None
-        wanted.append(
-            Wanted(
-                name=image.path.name,
-                caption=caption,
-                aside=frozenset() if kept is not None else frozenset({lead.path.name}),
-                rewritten={} if kept is None else {lead.path.name: kept},
-            )
+        want = Wanted(
+            name=image.path.name,
+            caption=caption,
+            aside=frozenset() if kept is not None else frozenset({lead.path.name}),
+            rewritten={} if kept is None else {lead.path.name: kept},
         )
+        stem = split(image.path.name)[0]
+        if caption_of_stem(stem) == caption and not is_camera_name(stem):
+            beside = one.companions.get(nfc(stem), ())
+            for change in sidecar_changes(one.path, beside, stem, stem, want, first=True):
+                assert not isinstance(change, Move)
+                changes[change.path] = change
+        else:
+            wanted.append(want)
     names = {image.name for image in wanted}
     others = [image.path.name for image in one.images if image.path.name not in names]
-    return plan_folder(one.path, one.entries, wanted, others) if wanted else []
+    return [*changes.values(), *(plan_folder(one.path, one.entries, wanted, others) if wanted else [])]
 
 
 def _to_sidecar(image: Pictured) -> str | Left | None:

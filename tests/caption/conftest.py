@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,35 @@ def picture(colour: str, size: tuple[int, int] = (32, 32), seed: int = 0) -> Ima
     """A red or blue picture; the seed changes it a little."""
     base = (200, 30 + seed, 40) if colour == "red" else (30, 40 + seed, 210)
     return Image.new("RGB", size, base)
+
+
+@pytest.fixture(scope="session")
+def png(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("png") / "small.png"
+    Image.new("RGB", (8, 8), (200, 30, 40)).save(path)
+    return path.read_bytes()
+
+
+Make = Callable[[dict[str, str | bytes]], Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, png: bytes) -> Make:
+    """Makes a folder of the files named: images (told apart by their bytes) and texts."""
+
+    def made(files: dict[str, str | bytes]) -> Path:
+        root = tmp_path / "photos"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_image = name.lower().endswith((".png", ".jpg"))
+            text = content.encode("utf-8") if isinstance(content, str) else content
+            path.write_bytes(png + name.encode() if is_image else text)
+        return root
+
+    return made
 
 
 @pytest.fixture
