@@ -326,6 +326,8 @@ class _Sieve:
 
     def by_caption(self, captions: pa.Array, drop: Drop) -> Mask | None:
         """True where the table's caption passes; one that the user gives in its place is not searched."""
+        import numpy as np
+
         if self.caption is not None and not self.selective:
             return None
         rows = _Narrowing(captions, drop)
@@ -334,17 +336,15 @@ class _Sieve:
         for name, terms, how in self.words:
             if how == "all":
                 for term in terms:
+                    rows.keep(rows.may_hold(term), name)
+                for term in terms:
                     rows.keep(rows.where(term), name)
                 continue
-            import numpy as np
-
             found = np.zeros(len(rows), bool)
             for term in terms:
-                found |= rows.where(term)
+                found |= rows.where(term, rows.may_hold(term))
             rows.keep(found if how == "any" else ~found, name)
         if self.regex is not None:
-            import numpy as np
-
             search = self.regex.search
             found = [search((cell or "").strip()) is not None for cell in rows.column.to_pylist()]
             rows.keep(np.array(found, bool), "--regex")
@@ -404,18 +404,24 @@ class _Narrowing:
 
         return column if self.mask is None else column.filter(pa.array(self.mask))
 
-    def where(self, term: _Term) -> Mask:
-        """Which of the rows that are left hold a term: a generous test of the column, then an exact one of its finds."""
+    def may_hold(self, term: _Term) -> Mask:
+        """Which of the rows that are left may hold a term, by a generous test of the column."""
         import numpy as np
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         maybe = pc.match_substring_regex(self.column, term.generous)
-        found = np.asarray(pc.fill_null(maybe, False).to_numpy(zero_copy_only=False), bool)
+        return np.asarray(pc.fill_null(maybe, False).to_numpy(zero_copy_only=False), bool)
+
+    def where(self, term: _Term, maybe: Mask | None = None) -> Mask:
+        """Which of the rows that are left, or of those that may, hold a term: by an exact test of each."""
+        import numpy as np
+        import pyarrow as pa
+
+        found = np.ones(len(self), bool) if maybe is None else maybe.copy()
         places = np.flatnonzero(found)
         search = term.exact.search
         for place, cell in zip(places.tolist(), self.column.take(pa.array(places)).to_pylist(), strict=True):
-            if search(cell) is None:
+            if cell is None or search(cell) is None:
                 found[place] = False
         return found
 
@@ -445,18 +451,21 @@ _BLANK_STARTS = (0xC2, 0xE1, 0xE2, 0xE3)  # first bytes of blanks beyond ASCII i
 
 
 def _is_filled(column: pa.Array) -> Mask:
-    """Which cells hold more than blanks."""
+    """Which cells of a large_string column hold more than blanks."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not len(column):
         return np.zeros(0, bool)
-    lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-    filled = np.asarray(lengths > 0)
-    starts = pc.fill_null(pc.binary_slice(column.cast(pa.large_binary()), 0, 1), b"").to_pylist()
-    firsts = np.frombuffer(b"".join(start or b"x" for start in starts), np.uint8)
-    suspects = np.flatnonzero(filled & ((firsts <= 0x20) | np.isin(firsts, _BLANK_STARTS)))
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    filled = offsets[1:] > offsets[:-1]
+    if column.null_count:
+        filled &= np.asarray(column.is_valid().to_numpy(zero_copy_only=False), bool)
+    places = np.flatnonzero(filled)
+    if not len(places):
+        return filled
+    firsts = np.frombuffer(column.buffers()[2], np.uint8)[offsets[places]]
+    suspects = places[(firsts <= 0x20) | np.isin(firsts, _BLANK_STARTS)]
     for place, cell in zip(suspects.tolist(), column.take(pa.array(suspects)).to_pylist(), strict=True):
         filled[place] = bool(cell.strip())
     return filled
