@@ -192,7 +192,8 @@ class Collector:
         """How many more rows to start: near a limit no more than are likely needed."""
         room = _WINDOW - len(self.window)
         if self.limit is not None:
-            rate = max(0.02, (self.num_good + 2) / (self.num_ended + 2))
+            # what is dead says so sooner than what is good: a few ended rows must not look like the whole
+            rate = max(0.02, (self.num_good + 12) / (self.num_ended + 16))
             needed = self.limit - self.total - self.num_waiting
             room = min(room, int(needed / rate) + 1 - len(self.by_ticket) if needed > 0 else 0)
         return room
