@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -158,8 +158,12 @@ def open_image(
         return _seen(im, orientation, background)
 
 
-def verify(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+def verify(
+    source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS, first: Callable[[Header], object] | None = None
+) -> Header:
     """Decode to the last row and return the header; BadInput where anything is missing.
+
+    `first` sees the header before anything is decoded, and may raise where the image is not wanted.
 
     Pillow fills what a cut JPEG, PNG, WEBP or GIF lacks when only the end mark or the last blocks are gone.
     A baseline JPEG is decoded to grey at an eighth: every byte of it is read all the same, block by block, and
@@ -169,6 +173,8 @@ def verify(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     where = None if isinstance(source, bytes) else os.fspath(source)
     with _opened(data, max_pixels, where=where) as (im, file):
         header = _header(im, file)
+        if first is not None:
+            first(header)
         _reduce(im)
         im.load()
         missing = _missing_end(data, header.format, im)

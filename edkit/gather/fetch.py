@@ -42,6 +42,7 @@ __all__ = ["CheckHash", "FetchSettings", "Fetched", "Fetcher", "PRODUCT", "Reque
 
 _WORTH_ANOTHER_TRY = frozenset({"timeout", "reset", "http-408", "http-425", "http-429"})  # and every http-5xx
 _HOST_FAILS = frozenset({"timeout", "reset", "connect", "tls"})  # and every http-5xx
+_UNJUDGED = 32 << 20  # bytes that may wait for the pool
 _SAYS_NOTHING = frozenset({"bad-url", "private-address", "dns", "robots", "robots-unreachable"})  # about its host
 
 
@@ -61,6 +62,8 @@ class Fetcher:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edkit-fetch", daemon=True)
         # images are decoded and written here: both leave the interpreter to the loop
+        self._num_unjudged = 0  # bytes of bodies that wait for the pool or are in it
+        self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="edkit-check")
         # all below belongs to the loop's thread
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -176,8 +179,9 @@ class Fetcher:
         started = time.monotonic()
         wait: float | None = None  # seconds until the next try; None: there is none
         try:
-            result: Fetched | BaseException = await self._attempt(host, one)
+            await self._attempt(host, one)
             self._turns.answered(host)
+            result: Fetched | BaseException | None = None  # the pool will tell
         except Failed as failed:
             code = failed.code
             if failed.retry_after > 0:
@@ -198,12 +202,12 @@ class Fetcher:
             self._turns.free(host)
         if wait is not None:
             self._loop.call_later(wait, self._again, one)
-        else:
+        elif result is not None:
             self._done.put(result)
         self._pump()
 
-    async def _attempt(self, host: str, one: _Try) -> Fetched:
-        """From a request to a file in the staging folder; Failed names why there is none."""
+    async def _attempt(self, host: str, one: _Try) -> None:
+        """From a request to a body that the pool judges; Failed names why there is none."""
         assert self._loop is not None
         trail = Trail(url=one.request.url)
         body = Body(self._staging / f"{stage_name(one.request.url)}.part", self._settings.max_bytes)
@@ -221,16 +225,35 @@ class Fetcher:
 
         try:
             encoding, content_type = await self._web.download(trail, body, before=may_ask)
-            return await self._loop.run_in_executor(self._pool, self._keep, one, trail, body, encoding, content_type)
-        except Failed as failed:
-            failed.final_url = trail.url if trail.url != one.request.url else ""
-            failed.http_status = trail.status
-            raise
-        finally:
+            while self._num_unjudged > _UNJUDGED:  # bytes in memory; the host waits with us
+                await asyncio.sleep(0.005)
+        except BaseException as error:
             body.drop()
+            if isinstance(error, Failed):
+                _locate(error, trail, one)
+            raise
+        # no verdict is worth another try, so the host's place is free and nobody waits for it
+        with self._counting:
+            self._num_unjudged += body.num_bytes
+        self._pool.submit(self._judge, one, trail, body, encoding, content_type)
+
+    def _judge(self, one: _Try, trail: Trail, body: Body, encoding: str, content_type: str) -> None:
+        """What becomes of a body; runs in the pool."""
+        result: Fetched | BaseException
+        try:
+            result = self._keep(one, trail, body, encoding, content_type)
+        except Failed as failed:
+            _locate(failed, trail, one)
+            result = _ended(one, failed)
+        except BaseException as error:  # noqa: BLE001 - a full disk, or a fault of ours: the caller raises it
+            result = error
+        body.drop()
+        with self._counting:
+            self._num_unjudged -= body.num_bytes
+        self._done.put(result)
 
     def _keep(self, one: _Try, trail: Trail, body: Body, encoding: str, content_type: str) -> Fetched:
-        """Judge a body and write a good image to the staging folder; runs in the pool."""
+        """Judge a body and write a good image to the staging folder."""
         settings, request = self._settings, one.request
         data = unpacked(body.bytes(), encoding, settings.max_bytes)
         verdict = judge(
@@ -243,9 +266,9 @@ class Fetcher:
             phash=request.phash,
             check_hash=settings.check_hash,
         )
+        # whole or not, under this name it counts only once the ledger or a note has its hash
         staged = body.part.with_suffix(".img")
-        body.part.write_bytes(data)
-        body.part.replace(staged)
+        staged.write_bytes(data)
         return Fetched(
             ticket=request.ticket,
             code=FETCHED,
@@ -261,6 +284,11 @@ class Fetcher:
             checksum_matches=verdict.checksum_matches,
             phash_distance=verdict.phash_distance,
         )
+
+
+def _locate(failed: Failed, trail: Trail, one: _Try) -> None:
+    failed.final_url = trail.url if trail.url != one.request.url else ""
+    failed.http_status = trail.status
 
 
 def _ended(one: _Try, failed: Failed) -> Fetched:

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from edkit.data.errors import BadInput
-from edkit.data.image import Header, TooManyPixels, probe, suffix_for, verify
+from edkit.data.image import Header, TooManyPixels, suffix_for, verify
 from edkit.gather.request import CheckHash, Failed
 
 PHASH_RADIUS = 10
@@ -94,25 +94,26 @@ def unpacked(data: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def _header(data: bytes, content_type: str, max_pixels: int, min_size: int, max_aspect: float | None) -> Header:
     """What the image is, once it decodes to its last row."""
-    num_bytes = len(data)
-    try:
-        header = probe(data, max_pixels=max_pixels)
+    num_bytes, is_image = len(data), False
+
+    def wanted(header: Header) -> None:
+        nonlocal is_image
         suffix_for(header.format)
+        is_image = True
+        width, height = header.width, header.height
+        if min(width, height) < min_size:
+            raise Failed("too-small", f"{width} x {height}", num_bytes=num_bytes)
+        if max_aspect is not None and max(width, height) > min(width, height) * max_aspect:
+            raise Failed("extreme-aspect", f"{width} x {height}", num_bytes=num_bytes)
+
+    try:
+        return verify(data, max_pixels=max_pixels, first=wanted)
     except TooManyPixels as error:
         raise Failed("too-many-pixels", error.what, num_bytes=num_bytes) from error
     except BadInput as error:
-        if data.startswith(_MAGIC) or data[4:8] == b"ftyp":
+        if is_image or data.startswith(_MAGIC) or data[4:8] == b"ftyp":
             raise Failed("broken-image", error.what, num_bytes=num_bytes) from error
         raise Failed("not-an-image", _kind(data, content_type), num_bytes=num_bytes) from error
-    width, height = header.width, header.height
-    if min(width, height) < min_size:
-        raise Failed("too-small", f"{width} x {height}", num_bytes=num_bytes)
-    if max_aspect is not None and max(width, height) > min(width, height) * max_aspect:
-        raise Failed("extreme-aspect", f"{width} x {height}", num_bytes=num_bytes)
-    try:
-        return verify(data, max_pixels=max_pixels)
-    except BadInput as error:
-        raise Failed("broken-image", error.what, num_bytes=num_bytes) from error
 
 
 def _distance(data: bytes, header: Header, phash: str, max_pixels: int) -> int | None:
