@@ -33,7 +33,7 @@ from edkit.measure.measure import measure
 MIN_SIDE = 256  # pixels, where no family says what it needs
 MAX_ASPECT = 4.0  # buckets go no further
 BURST_SECONDS = 2.0  # between one shot and the next
-BURST_BITS = 24  # of 64, between their hashes: 32 is what strangers have
+BURST_BITS = 20  # of 64, between their hashes: 32 is what strangers have
 HEAD_LOST = 0.1  # part of a head that a crop may cut before it is told
 _FORM = ("format", "width", "height")
 
@@ -325,7 +325,7 @@ def _faces(
     catalog: Catalog, paths: Sequence[Path], workers: int | None, progress: Progress
 ) -> dict[Path, list[Box]] | None:
     """Where each picture's faces are; None where this edkit has no detector. Raises MissingExtra."""
-    if "faces" not in measured_facts.FACTS or find_spec("edkit.measure.models") is None:
+    if "faces" not in measured_facts.FACTS or find_spec("edkit.measure.faces") is None:
         return None
     found: dict[Path, list[Box]] = {}
     for path, one in measure(catalog, paths, ["faces"], workers=workers, progress=progress).items():

@@ -27,6 +27,7 @@ class Reported:
     num_folders: int
     num_broken: int
     num_groups: int  # of near-duplicates
+    num_shared: int  # images of the other folder that show what one of these shows
     num_removed: int  # images set aside
     num_cut_captions: int
     picks: float  # an epoch, on average
@@ -39,6 +40,7 @@ def report(
     out: Path,
     family: str | None = None,
     resolution: int | None = None,
+    overlap: Path | None = None,
     caption_fallback: str | None = None,
     radius: int = 8,
     thumbnails: int = MAX_THUMBNAILS,
@@ -49,8 +51,8 @@ def report(
     """Write one self-contained page about a data root; changes nothing else.
 
     Folders and balance, sizes against the buckets of `family`, caption lengths, words, every known fact with
-    its lowest and highest pictures, near-duplicates within `radius`, what was set aside and why, licences
-    and authors, and up to `thumbnails` small pictures that open their files.
+    its lowest and highest pictures, near-duplicates within `radius`, what another folder (`overlap`) shows too,
+    what was set aside and why, licences and authors, and up to `thumbnails` small pictures that open their files.
     Raises BadInput where there is no image.
     """
     target = None if family is None else family_of(nano.model_dir() if family == "nano" else family)
@@ -61,6 +63,12 @@ def report(
     if thumbnails < 0:
         raise UsageError(f"{thumbnails} thumbnails can't be drawn", where="--thumbnails", mend="give 0 or more")
     root = Path(root)
+    shared = None
+    if overlap is not None:
+        from edkit.clean.overlap import overlap as overlapping
+
+        # before our own catalog is open: both folders may have one state
+        shared = overlapping(root, overlap, radius=radius, workers=workers, state_dir=state_dir, progress=progress)
     with open_catalog(root, state_dir=state_dir, changes=False, command="report", progress=progress) as catalog:
         found = survey(
             catalog,
@@ -68,6 +76,7 @@ def report(
             target=target,
             resolution=resolution,
             radius=radius,
+            overlap=shared,
             caption_fallback=caption_fallback,
             num_previews=thumbnails,
             workers=workers,
@@ -84,6 +93,7 @@ def report(
         num_folders=len(found.folders),
         num_broken=len(found.broken),
         num_groups=len(found.groups),
+        num_shared=len(shared.shared) if shared else 0,
         num_removed=len(found.removed),
         num_cut_captions=len(found.cut),
         picks=sum(folder.picks for folder in found.folders),

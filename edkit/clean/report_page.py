@@ -49,6 +49,7 @@ def write_page(found: Survey, out: Path, *, progress: Progress = SILENT) -> Path
         ("Captions", "captions", lambda: _captions(found, root, page_dir)),
         ("Measured", "measured", lambda: _measured(found, root, page_dir)),
         ("Near-duplicates", "duplicates", lambda: _duplicates(found, root, page_dir)),
+        ("Overlap", "overlap", lambda: _overlap(found, page_dir)),
         ("Set aside", "removed", lambda: _removed(found, root, page_dir)),
         ("Sources", "sources", lambda: _sources(found)),
         ("All pictures", "pictures", lambda: _pictures(found, root, page_dir)),
@@ -245,6 +246,30 @@ def _members(group: Group, root: Path) -> Iterator[pictures.Picture]:
     for one in group.members[:11]:
         note = "same bytes" if one.same_bytes else f"distance {one.distance:.0f}"
         yield pictures.Picture(source=one.path, caption=one.path.name, note=note, hint=shown(one.path, root))
+
+
+def _overlap(found: Survey, page_dir: Path) -> Html:
+    """What another folder shows too: there the subject would be preserved as it was before it was learned."""
+    if found.overlap is None:
+        return Html("")
+    shared = found.overlap.shared
+    if not shared:
+        note = f"None of the {found.overlap.num_preservation:,} pictures over there shows what one of these shows."
+        return layout.section("Overlap", note=note, anchor="overlap")
+    rows = [
+        pictures.Pair(
+            before=pictures.Picture(source=one.train, caption=one.train.name),
+            after=pictures.Picture(source=one.path, caption=one.path.name),
+            label=one.reason,
+        )
+        for one in shared[:_GROUPS]
+    ]
+    note = (
+        f"{len(shared):,} of the {found.overlap.num_preservation:,} pictures over there show what one of these shows."
+        " Preservation data that holds the subject defeats its purpose."
+    )
+    grid = pictures.pairs(rows, page_dir=page_dir, box=144, at_first=12, before="here", after="over there")
+    return layout.section("Overlap", grid, note=note, anchor="overlap")
 
 
 def _removed(found: Survey, root: Path, page_dir: Path) -> Html:

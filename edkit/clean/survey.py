@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edkit.clean.dedupe import FACTS_NEEDED, Group, near_duplicates
 from edkit.clean.files import Listing
+from edkit.clean.overlap import Overlap
 from edkit.clean.usual import Word, words_by_folder
 from edkit.data.catalog import Catalog, LedgerRow, Unreadable
 from edkit.data.dataset import Dataset, read
@@ -76,6 +77,7 @@ class Survey:
     folders: tuple[FolderPart, ...]
     scores: Mapping[str, Mapping[Path, float]]  # fact -> what is known of it
     groups: tuple[Group, ...]
+    overlap: Overlap | None  # with another folder, where one was named
     removed: tuple[Removed, ...]
     origins: Origins
     target: Family | None
@@ -93,6 +95,7 @@ def survey(
     target: Family | None,
     resolution: int | None,
     radius: int,
+    overlap: Overlap | None,
     caption_fallback: str | None,
     num_previews: int,
     workers: int | None,
@@ -132,6 +135,7 @@ def survey(
                 root=root,
             )
         ),
+        overlap=overlap,
         removed=tuple(_removed(catalog)),
         origins=_origins(catalog, ids, paths),
         target=target,

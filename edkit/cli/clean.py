@@ -125,6 +125,10 @@ def report(
     resolution: Annotated[
         int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")
     ] = None,
+    overlap_with: Annotated[
+        Path | None,
+        typer.Option("--overlap", metavar="DIR", help="Show which pictures of this folder show what these show."),
+    ] = None,
     caption_fallback: Annotated[
         str | None, typer.Option("--caption-fallback", help="Caption of images whose name is no caption.")
     ] = None,
@@ -150,6 +154,7 @@ def report(
             out=out or _page_of(root, "report"),
             family=family,
             resolution=resolution,
+            overlap=overlap_with,
             caption_fallback=caption_fallback,
             radius=radius,
             thumbnails=thumbnails,
@@ -161,6 +166,7 @@ def report(
             result,
             f"{_count(result.num_images, 'image')} in {_count(result.num_folders, 'folder')},"
             f" {result.picks:,.6g} picks an epoch",
+            *([f"{_count(result.num_shared, 'image')} of {overlap_with} overlap"] if overlap_with else []),
             f"{_count(result.num_groups, 'group')} of near-duplicates, {result.num_removed:,} set aside so far",
             *([f"{_count(result.num_broken, 'image')} can't be read (see: edkit check)"] if result.num_broken else []),
             *([f"{_count(result.num_cut_captions, 'caption')} cut at the limit"] if result.num_cut_captions else []),
@@ -411,21 +417,62 @@ def compress(
 def filter(
     root: Dir,
     rule: Annotated[
-        list[str],
-        typer.Option("--rule", metavar="RULE", help="What an image must satisfy to stay; may be repeated."),
-    ],
+        list[str] | None,
+        typer.Option("--rule", "--keep", metavar="RULE", help="What an image must satisfy to stay; may be repeated."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="RULE", help="What sets an image aside; may be repeated."),
+    ] = None,
+    top: Annotated[
+        str | None, typer.Option("--top", metavar="N|N%", help="Of the rest keep so many, the best by --by.")
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="FACT", help="What decides --top and --limit.")] = None,
+    lowest: Annotated[bool, typer.Option("--lowest", help="The lowest values of --by are best.")] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Keep at most so many: by --by, else drawn by --seed.")
+    ] = None,
+    seed: console.Seed = 555,
+    missing: Annotated[
+        str, typer.Option("--missing", help="keep or drop what a rule can't judge, as a value is not known.")
+    ] = "keep",
+    clip: Annotated[
+        str | None, typer.Option("--clip", help="open_clip model, of rules over aesthetic or caption_similarity.")
+    ] = None,
+    pretrained: Pretrained = None,
+    head: Annotated[str, typer.Option("--head", help="Aesthetic head: v1, v2, a path, hf://...")] = "v2",
+    family: Annotated[str, typer.Option("--for", help="Whose tokens num_tokens counts.")] = "sd1",
     workers: Workers = None,
     dry_run: console.DryRun = False,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
 ) -> None:
-    """Move images that fail a rule over measured facts (sharpness, brightness, width, ...) to the trash."""
+    """Move images to the trash by rules over facts, licence, host, caption, ... (names: docs/clean.md)."""
+    from collections import Counter
+
     from edkit.clean.files import shown
+    from edkit.clean.filter import count_or_share
     from edkit.clean.filter import filter as verb
+    from edkit.measure.models import Models
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
-        result = verb(root, rule, workers=workers, dry_run=dry_run, state_dir=state_dir, progress=ui.progress)
+        result = verb(
+            root,
+            rule or (),
+            drop=drop or (),
+            top=None if top is None else count_or_share(top),
+            by=by,
+            lowest=lowest,
+            limit=limit,
+            seed=seed,
+            missing=missing,  # type: ignore[arg-type]
+            models=Models(clip=clip, pretrained=pretrained, head=head, family=family),
+            workers=workers,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
         ui.table(
             ["fact", "side", "images", "lowest", "median", "highest"],
             [
@@ -438,12 +485,17 @@ def filter(
             ["dropped" if not dry_run else "would be dropped", "why"],
             [(shown(one.path, root), one.reason) for one in result.dropped],
         )
+        unknown = Counter(" and ".join(one.missing) for one in result.undecided)
+        fate = "dropped" if missing == "drop" else "they stay; --missing drop drops them"
         ui.done(
             result,
             *(
                 f"{tally.rule}: {_count(tally.num_fail, 'image')} fail{'s' * (tally.num_fail == 1)}"
+                if not tally.rule.startswith("drop ")
+                else f"{tally.rule}: {_count(tally.num_fail, 'image')}"
                 for tally in result.tallies
             ),
+            *(f"{_count(n, 'image')} can't be judged, {names} not known ({fate})" for names, n in unknown.items()),
             f"{_count(result.num_images, 'image')}: {result.num_kept:,} kept,"
             f" {len(result.dropped):,} {_moved(dry_run, root, len(result.dropped))}",
             *_left(result.broken, result.skipped),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edkit.clean.check import Checked, check
+from edkit.clean.check import Checked, check, kept_box
 from edkit.data.errors import UsageError
 
 Draw = Callable[..., Path]
@@ -68,8 +68,54 @@ def test_a_near_duplicate_names_the_command_that_mends_it(tmp_path: Path, draw: 
     shutil.copy(tmp_path / "a dog.png", tmp_path / "a dog_(3).png")
     (problem,) = check(tmp_path).problems
     assert problem.code == "near-duplicate"
-    assert "distance 0" in problem.what and "same bytes" in problem.what
+    assert "a dog_(2).png (distance" in problem.what and "a dog_(3).png (same bytes)" in problem.what
     assert problem.mend == f"edkit dedupe {tmp_path} --radius 8"
+
+
+def test_findings_sum_the_problems_up_by_kind_with_notes_apart(tmp_path: Path, draw: Draw) -> None:
+    for n in range(6):
+        draw(f"rex the {('wolf', 'dog')[n % 2]}_({n}).png", n)
+        draw(f"IMG_{n}.png", 10 + n)
+    (tmp_path / "multiply.txt.txt").write_text("2", encoding="utf-8")
+    result = check(tmp_path)
+    assert [(one.level, one.kind, one.count) for one in result.findings] == [
+        ("error", "camera-name", 6),
+        ("warning", "double-ending", 1),
+        ("note", "common-words", 1),
+    ]
+    assert (result.num_errors, result.num_warnings, result.num_ready) == (6, 1, 6)
+    assert "rex (100%)" in result.findings[2].first[0] and "dog" not in result.findings[2].first[0]
+    assert all(finding.mend.startswith("edkit ") for finding in result.findings)
+
+
+def test_an_extreme_aspect_knows_what_the_crop_leaves() -> None:
+    assert kept_box(1000, 1000, (512, 512)) == (0, 0, 1, 1)
+    left, top, right, bottom = kept_box(5000, 1000, (1024, 256))
+    assert (left, top, bottom) == (pytest.approx(0.1, abs=0.001), 0, 1) and right == pytest.approx(0.9, abs=0.001)
+
+
+def shot(draw: Draw, name: str, seed: int, time: str, shift: int = 0) -> Path:
+    """A picture with an EXIF time, its motif moved by some pixels."""
+    path = draw(name, seed, (420, 300), move=lambda im: im.crop((shift, 0, 360 + shift, 270)))
+    with Image.open(path) as im:
+        im.load()
+        exif = im.getexif()
+        exif[0x0132] = time
+        exif.get_ifd(0x8769)[0x9003] = time
+        im.save(path, quality=95, exif=exif)
+    return path
+
+
+def test_pictures_shot_within_seconds_that_look_alike_are_a_burst(tmp_path: Path, draw: Draw) -> None:
+    for n, shift in enumerate((0, 22, 44)):
+        shot(draw, f"a runner_({n}).jpg", 1, f"2024:05:01 12:30:0{n}", shift)
+    shot(draw, "a swimmer.jpg", 2, "2024:05:01 12:30:03")  # at once, but another picture
+    shot(draw, "a runner later.jpg", 3, "2024:05:01 12:40:00")
+    result = check(tmp_path, radius=0)
+    bursts = [one for one in result.problems if one.code == "burst"]
+    assert len(bursts) == 1 and bursts[0].what.startswith("3 pictures")
+    after = check(tmp_path, radius=0, set_aside=["burst"])
+    assert after.findings == () and after.num_images == 3
 
 
 def test_one_broken_file_is_one_finding(tmp_path: Path) -> None:
