@@ -11,8 +11,9 @@ from edkit.data.dataset import Dataset, read
 from edkit.data.errors import UsageError, one_line
 from edkit.data.journal import Write
 from edkit.data.names import caption_of_stem
-from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
+from edkit.data.options import FOLDER_FILES
 from edkit.data.progress import SILENT, Progress
+from edkit.data.walk import Listing, list_folder, nfc
 from edkit.gather.candidate import Candidate, Funnel
 from edkit.gather.local import Imported, Item, Notes, Target, absolute, run_import
 from edkit.gather.place import Captions
@@ -56,10 +57,14 @@ def import_folder(
         dataset = read(root, sizes=False, caption_fallback=caption)
 
     def items(funnel: Funnel) -> Iterator[Item]:
+        listing: Listing | None = None
         for i in range(len(dataset)):
             funnel.rows += 1
             funnel.left += 1
-            yield _item(dataset, i, root)
+            path = dataset.path(i)
+            if listing is None or listing.path != str(path.parent):
+                listing = list_folder(str(path.parent))
+            yield _item(dataset, i, path, root, listing)
 
     def finish(catalog: Catalog, notes: Notes) -> None:
         for folder in dataset.folders:
@@ -89,8 +94,7 @@ def check_apart(source: Path, out: Path) -> None:
         raise UsageError(f"--out {out}: stands in the folder it imports, or holds it; take another")
 
 
-def _item(dataset: Dataset, i: int, root: Path) -> Item:
-    path = dataset.path(i)
+def _item(dataset: Dataset, i: int, path: Path, root: Path, listing: Listing) -> Item:
     folder = path.parent.relative_to(root).as_posix()
     plain = Candidate(url=path.as_uri(), caption="", table=str(root), row=i, key=path.relative_to(root).as_posix())
     item = Item(candidate=plain, folder="" if folder == "." else folder, source=path)
@@ -105,8 +109,7 @@ def _item(dataset: Dataset, i: int, root: Path) -> Item:
     if not caption.verbatim and sources and sources[0] == path:
         text = caption_of_stem(path.stem)  # the whole of it, tags too
     item.candidate = replace(plain, caption=text)
-    there = {suffix: path.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES}
-    sidecars = {suffix: file for suffix, file in there.items() if file.is_file()}
+    sidecars = {suffix: path.with_name(name) for suffix, name in listing.sidecars.get(nfc(path.stem), {}).items()}
     if sidecars.keys() & {".yaml", ".yml"} or (sidecars and not caption.verbatim):
         # what a YAML says (weights, options) no name can carry: then all its sidecars come along, word for word
         if ".txt" not in sidecars and ".caption" in sidecars:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from edkit.data.progress import SILENT, Progress
 from edkit.gather.candidate import Candidate, Funnel
 from edkit.gather.local import MAX_BYTES, Imported, Item, Refused, Target, is_safe_path, read_file, run_import
 from edkit.gather.place import Captions
-from edkit.gather.webdataset import CAPTION_KEYS, captioned, described, first_text
+from edkit.gather.webdataset import CAPTION_KEYS, captioned, described, first_text, short_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -257,9 +256,8 @@ def _held(
     item = Item(candidate=described({k: v for k, v in row.items() if v is not value}, plain))
     if isinstance(data, bytes):
         # a hash, so that a new file of an old name is new
-        digest = hashlib.sha256(data).hexdigest()[:16]
         if item.candidate.url == plain.url:
-            item.candidate = replace(item.candidate, url=f"{plain.url}@{digest}")
+            item.candidate = replace(item.candidate, url=f"{plain.url}@{short_hash(data)}")
         item.data = data
     elif isinstance(path, str) and path:
         if not is_safe_path(path):

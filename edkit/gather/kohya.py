@@ -161,10 +161,10 @@ def import_kohya(
     if told.num_empty:
         lines.append(f"{told.num_empty:,} caption files are empty: those images train without a caption")
     if any(subset.is_reg for subset in subsets):
-        lines.append(
-            "a regularization folder is an ordinary folder here: it trains like all others, at the share shown. "
-            "Pictures that a model made teach it its own errors; use real photos instead (edkit scrape, edkit import coco)"
-        )
+        lines += [
+            "a regularization folder is an ordinary folder here: it trains like all others",
+            "pictures that a model made teach it its own errors; real photos (edkit scrape) don't",
+        ]
     return replace(imported, notes=tuple(lines))
 
 
@@ -404,7 +404,9 @@ def _items(subset: Subset, funnel: Funnel, fallback: str | None, told: _Told) ->
             told.num_by_class += bool(subset.class_tokens)
         if text is None:
             item.refused = "no-caption"
-            item.reason = f"no {' or '.join(subset.endings)}, and its folder has no class"
+            item.reason = (
+                f'no {" or ".join(subset.endings)}, and its folder has no class (kohya trains it without: --caption "")'
+            )
             yield item
             continue
         pieces = [subset.prefix, text, subset.suffix]

@@ -35,6 +35,7 @@ from edkit.gather.place import Captions, Placer
 MAX_BYTES = 512 << 20  # of one image file; what is larger is no picture to train on
 _WINDOW = 256  # items on the way at once
 _WINDOW_BYTES = 64 << 20  # of archives' bytes held in memory at once
+_CHUNK = 8  # items handed to a thread at once: each hand-over costs as much as a small image's header
 _BATCH = 256  # images flushed and recorded together
 _BATCH_SECONDS = 2.0
 _LISTED = 1000  # failures a result lists; the ledger has all
@@ -228,7 +229,8 @@ def run_import(
             if notes.changes:
                 done = apply(catalog, notes.changes, verb=command, progress=target.progress)
                 if done.num_done:
-                    notes.lines.append(f"{done.num_done:,} option files written (edkit undo takes them back)")
+                    files = "option file" if done.num_done == 1 else "option files"
+                    notes.lines.append(f"{done.num_done:,} {files} written (edkit undo takes them back)")
             counts, failed, planned, total = work.counts, work.failed, [], work.total
             if work.num_copied_instead:
                 notes.lines.append(
@@ -285,9 +287,9 @@ def is_safe_path(name: str) -> bool:
 
 @dataclass(slots=True)
 class _Slot:
-    item: Item
+    items: list[Item]
     num_held: int  # bytes in memory
-    future: Future[Fetched]
+    future: Future[list[Fetched]]
 
 
 class _Work:
@@ -300,10 +302,14 @@ class _Work:
         self.failed: list[tuple[str, str]] = []
         self.num_copied_instead = 0
         self._guard = threading.Lock()
+        self._gathering: int | None = None
+        self._since = time.time()
         self.total = catalog.ledger_count(query=query, outcome=KEPT)
         self._placer: Placer | None = None
         self._folder: str | None = None
+        self._chunk: list[Item] = []  # to be handed to the pool together
         self._window: deque[_Slot] = deque()
+        self._num_in_window = 0  # items, those of the chunk among them
         self._num_held = 0
         self._on_way: set[str] = set()  # their URLs
         self._ended: list[tuple[Item, Fetched]] = []  # in order, not placed yet
@@ -333,6 +339,8 @@ class _Work:
             if close is not None:
                 close()
             self._leave(finished=finished)
+            if finished and self._gathering is not None:
+                self.catalog.gathering_end(self._gathering)
 
     def _loop(self, items: Iterator[Item], pool: ThreadPoolExecutor, advance: Advance) -> None:
         done = False
@@ -343,6 +351,7 @@ class _Work:
                     done = True
                 else:
                     self._take(item, pool, advance)
+            self._hand_over(pool)
             self._collect()
             now = time.monotonic()
             idle = not self._window
@@ -356,19 +365,19 @@ class _Work:
         return self.target.limit is not None and self.total >= self.target.limit
 
     def _room(self) -> bool:
-        if len(self._window) >= _WINDOW or (self._window and self._num_held >= _WINDOW_BYTES):
+        if self._num_in_window >= _WINDOW or (self._num_in_window and self._num_held >= _WINDOW_BYTES):
             return False
         if self.target.limit is None:
             return True
         # never more than the limit may take: nothing is decoded to be thrown away
-        return self.total + len(self._window) + self._num_good < self.target.limit
+        return self.total + self._num_in_window + self._num_good < self.target.limit
 
     def _take(self, item: Item, pool: ThreadPoolExecutor, advance: Advance) -> None:
         if item.folder != self._folder:
-            self._drain(advance)
+            self._drain(pool, advance)
             self._enter(item.folder)
         if item.candidate.url in self._on_way:
-            self._drain(advance)  # the same URL again: its first file's fate decides
+            self._drain(pool, advance)  # the same URL again: its first file's fate decides
         assert self._placer is not None
         settled = self._placer.settled(item.candidate)
         # what failed may be whole by now: only what was kept is settled
@@ -384,15 +393,33 @@ class _Work:
                 said, licence=said.licence or self.target.licence, author=said.author or self.target.author
             )
         self._on_way.add(item.candidate.url)
-        num_held = len(item.data or b"")
-        self._num_held += num_held
-        self._window.append(_Slot(item, num_held, pool.submit(self._stage, item, self._placer.staging)))
+        self._num_held += len(item.data or b"")
+        self._num_in_window += 1
+        self._chunk.append(item)
+        # what waits for the network is handed over at once
+        if item.load is not None or len(self._chunk) >= _CHUNK or self._num_held >= _WINDOW_BYTES:
+            self._hand_over(pool)
+
+    def _hand_over(self, pool: ThreadPoolExecutor) -> None:
+        if self._chunk:
+            assert self._placer is not None
+            items, self._chunk = self._chunk, []
+            num_held = sum(len(item.data or b"") for item in items)
+            self._window.append(_Slot(items, num_held, pool.submit(self._stage_all, items, self._placer.staging)))
 
     def _enter(self, folder: str) -> None:
         self._leave(finished=True)
         self._folder = folder
         place = self.out.joinpath(*folder.split("/")) if folder else self.out
-        self._placer = Placer(self.catalog, place, query=self.query, captions=self.target.captions)
+        self._placer = Placer(
+            self.catalog, place, query=self.query, captions=self.target.captions, gathering=self._in_history
+        )
+
+    def _in_history(self) -> int:
+        """The run's number in the history: one for all its folders, once there is something to tell."""
+        if self._gathering is None:
+            self._gathering = self.catalog.gathering_begin(query=self.query, folder=self.out, since=self._since)
+        return self._gathering
 
     def _leave(self, *, finished: bool) -> None:
         if self._placer is not None:
@@ -409,12 +436,14 @@ class _Work:
             wait = False
             slot = self._window.popleft()
             self._num_held -= slot.num_held
-            fetched = slot.future.result()
-            slot.item.data = None
-            self._ended.append((slot.item, fetched))
-            self._num_good += fetched.code == FETCHED
+            self._num_in_window -= len(slot.items)
+            for item, fetched in zip(slot.items, slot.future.result(), strict=True):
+                item.data = None
+                self._ended.append((item, fetched))
+                self._num_good += fetched.code == FETCHED
 
-    def _drain(self, advance: Advance) -> None:
+    def _drain(self, pool: ThreadPoolExecutor, advance: Advance) -> None:
+        self._hand_over(pool)
         while self._window:
             self._collect()
             if len(self._ended) >= _BATCH:
@@ -477,6 +506,9 @@ class _Work:
                 text.unlink()
 
     # ---- in the pool
+
+    def _stage_all(self, items: Sequence[Item], staging: Path) -> list[Fetched]:
+        return [self._stage(item, staging) for item in items]
 
     def _stage(self, item: Item, staging: Path) -> Fetched:
         """One verified image in the staging folder."""
@@ -557,6 +589,8 @@ class _Look:
 
 def _name(item: Item) -> str:
     name = item.candidate.key or item.candidate.url
+    if item.candidate.url.startswith("tar:"):
+        return f"{Path(item.candidate.table).name}: {name}"
     return f"{item.folder}/{name}" if item.folder and "/" not in name else name
 
 

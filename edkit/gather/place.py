@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -50,7 +50,18 @@ class Placer:
 
     _into_tars = False
 
-    def __init__(self, catalog: Catalog, out: Path, *, query: str, captions: Captions, options: str = "") -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        out: Path,
+        *,
+        query: str,
+        captions: Captions,
+        options: str = "",
+        gathering: Callable[[], int] | None = None,
+    ) -> None:
+        """`gathering` gives the number of a run in the history that another begins and ends (an import's)."""
+        self._given_gathering = gathering
         self.catalog, self.out, self.query, self.captions = catalog, out, query, captions
         self._folder = str(out)
         self.options = options  # id of the fetch options, beside each row
@@ -184,7 +195,7 @@ class Placer:
                 Path(entry.path).unlink(missing_ok=True)
         if not any(os.scandir(self.staging)):
             self.staging.rmdir()
-        if finished and self._gathering is not None:
+        if finished and self._gathering is not None and self._given_gathering is None:
             self.catalog.gathering_end(self._gathering)
 
     # ---- inner
@@ -193,7 +204,9 @@ class Placer:
         """Add rows to the ledger, and to this run's tally in the history."""
         if not rows:
             return
-        if self._gathering is None:
+        if self._gathering is None and self._given_gathering is not None:
+            self._gathering = self._given_gathering()
+        elif self._gathering is None:
             self._gathering = self.catalog.gathering_begin(query=self.query, folder=self.out, since=self._since)
         self.catalog.ledger_add(rows, gathering=self._gathering)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import re
 import sys
@@ -136,9 +137,8 @@ def shard_items(
         for number, found in enumerate(samples(stream)):
             if isinstance(found, Fault):
                 url = f"tar:{Path(table).name}#{number}/{found.name}"
-                refused = Candidate(url=url, caption="", table=table, row=number, key=found.name or Path(table).name)
-                where = f"{Path(table).name}: {found.reason}" if found.reason else Path(table).name
-                yield Item(candidate=refused, refused=found.code, reason=where)
+                refused = Candidate(url=url, caption="", table=table, row=number, key=found.name or "its start")
+                yield Item(candidate=refused, refused=found.code, reason=found.reason)
                 continue
             funnel.rows += 1
             funnel.left += 1
@@ -149,10 +149,12 @@ def shard_items(
 def opened(shard: Path | str) -> Iterator[IO[bytes]]:
     """A shard's bytes as a stream."""
     if shard == STDIN:
-        yield sys.stdin.buffer
+        raw = getattr(sys.stdin.buffer, "raw", None)
+        yield sys.stdin.buffer if raw is None else io.BufferedReader(raw, 1 << 20)
         return
     try:
-        with Path(shard).open("rb") as file:
+        # large reads: each one lets go of the interpreter, and waits to have it back
+        with Path(shard).open("rb", buffering=1 << 20) as file:
             yield file
     except OSError as error:
         if error.filename is None or str(error.filename) != str(shard):
@@ -163,8 +165,7 @@ def opened(shard: Path | str) -> Iterator[IO[bytes]]:
 def sample_item(sample: Sample, table: str, *, caption_key: str, caption: str | None, strict: bool) -> Item:
     """A sample of an archive as an Item; its URL holds a hash, so that a new shard of an old name is new."""
     name = Path(table).name
-    digest = hashlib.sha256(sample.image).hexdigest()[:16]
-    url = f"tar:{name}#{sample.key}@{digest}"
+    url = f"tar:{name}#{sample.key}@{short_hash(sample.image)}"
     plain = Candidate(url=url, caption="", table=table, row=sample.number, key=sample.key)
     if sample.too_large:
         return Item(candidate=plain, refused="too-large", reason=sample.too_large)
@@ -178,6 +179,21 @@ def sample_item(sample: Sample, table: str, *, caption_key: str, caption: str | 
         return Item(candidate=plain, refused="bad-caption", reason=str(error))
     found = described(meta, plain)
     return captioned(Item(candidate=found, data=sample.image, strict=strict), text, caption)
+
+
+def short_hash(data: bytes) -> str:
+    """16 hex digits of an image's bytes, to tell it from another of its name.
+
+    In pieces that hashlib hashes without letting go of the interpreter: taking it back from a busy pool costs more
+    than the hash.
+    """
+    digest = hashlib.sha256()
+    view = memoryview(data)
+    for start in range(0, min(len(data), 1 << 20), 2000):
+        digest.update(view[start : start + 2000])
+    if len(data) > 1 << 20:
+        digest.update(view[1 << 20 :])
+    return digest.hexdigest()[:16]
 
 
 def captioned(item: Item, text: str, fallback: str | None) -> Item:
