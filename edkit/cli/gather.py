@@ -361,11 +361,16 @@ def typed() -> str:
 
 
 def _show_scrape(ui: Session, result: Scrape) -> None:
+    if not result.rows_read and result.limit is not None and result.total >= result.limit:
+        ui.done(
+            result, f"nothing to do: {result.total:,} images of this query are there, the limit is {result.limit:,}"
+        )
+        return
     funnel: list[tuple[str, int]] = [("rows read", result.rows_read)]
     funnel += [(f"  {why}", -n) for why, n in result.dropped.items()]
     ui.table(["rows", ""], [*funnel, ("match", result.matched)])
     if result.estimate is not None:
-        show_outcomes(ui, result.outcomes, result.skipped)
+        show_outcomes(ui, result.outcomes, result.skipped, kept="good")
         ui.table(["estimate", ""], _estimate_rows(result.estimate, result.limit))
         ui.done(result, "nothing was kept of what the probe fetched")
         return
@@ -441,12 +446,14 @@ def _show_hosts(ui: Session, hosts: Mapping[str, Mapping[str, int]]) -> None:
     ui.table([f"host{more}", "good", "failed", "how"], rows)
 
 
-def show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[str, int]) -> None:
+def show_outcomes(ui: Session, outcomes: Mapping[str, int], skipped: Mapping[str, int], *, kept: str = "kept") -> None:
     """A table of how the tries ended, most frequent first, with what the user can do."""
-    from edkit.gather.candidate import outcome
+    from edkit.gather.candidate import KEPT, outcome
 
     ended = sorted(outcomes.items(), key=lambda item: -item[1])
-    rows: list[tuple[str, int, str]] = [(outcome(c).what, n, outcome(c).hint) for c, n in ended]
+    rows: list[tuple[str, int, str]] = [
+        (kept if code == KEPT else outcome(code).what, n, outcome(code).hint) for code, n in ended
+    ]
     rows += [(why, n, "") for why, n in skipped.items()]
     if any(hint for _, _, hint in rows):
         ui.table(["outcome", "images", "what you can do"], rows)

@@ -130,6 +130,8 @@ def why(path: Path | str, *, state_dir: Path | None = None, catalog: Catalog | N
         if not ledger:
             ledger = {id(row): row for name in names for row in known.ledger(path=name)}
         rows = sorted(ledger.values(), key=lambda row: row.time or 0)
+        if any(row.outcome == "ok" for row in rows):  # what else was fetched of it, and not kept, is no news
+            rows = [row for row in rows if row.outcome not in ("surplus", "duplicate")]
         home = known.state_dir.parent
     if sum(row.path == file and row.outcome == "ok" for row in rows) > 1:
         told = [(rows[0].time or 0.0, _shard(rows))]

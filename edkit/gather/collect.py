@@ -192,8 +192,10 @@ class Collector:
         """How many more rows to start: near a limit no more than are likely needed."""
         room = _WINDOW - len(self.window)
         if self.limit is not None:
-            # what is dead says so sooner than what is good: a few ended rows must not look like the whole
-            rate = max(0.02, (self.num_good + 12) / (self.num_ended + 16))
+            # what is dead says so sooner than what is good: those under way count as good as a table usually is
+            under_way = len(self.by_ticket)
+            rate = (self.num_good + 0.75 * (under_way + 16)) / (self.num_ended + under_way + 16)
+            rate = max(0.02, rate)
             needed = self.limit - self.total - self.num_waiting
             room = min(room, int(needed / rate) + 1 - len(self.by_ticket) if needed > 0 else 0)
         return room
