@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ from edkit.clean.groups import Member, MirrorPair, TurnedPair
 from edkit.clean.likeness import ByEmbedding, ByHash, ByPixels, Exact, Likeness
 from edkit.clean.merge import Merged, merge
 from edkit.clean.ranking import PREFERENCES, Captions, Ranking
-from edkit.clean.spread import Died, spread
 from edkit.data.catalog import Catalog
-from edkit.data.errors import BadInput, Problem, UsageError
-from edkit.data.image import open_image
+from edkit.data.errors import Problem, UsageError
 from edkit.data.journal import Trash, Write
 from edkit.data.progress import SILENT, Progress
 from edkit.measure.facts import Facts
@@ -91,7 +88,10 @@ def dedupe(
         firsts = [paths[0] for paths in contents]
         alike: Likeness = Exact() if method == "exact" else ByHash([facts[path] for path in firsts], radius)
         if method == "pixels":
-            alike = ByPixels(_digests(catalog, firsts, ids, workers=workers, progress=progress))
+            exact = measure(catalog, firsts, ["pixel_hash"], workers=workers, progress=progress)
+            alike = ByPixels(
+                [None if isinstance(one := exact[path], Problem) else str(one["pixel_hash"]) for path in firsts]
+            )
         elif method == "embedding":
             from edkit.measure.embed import Encoder, resolve
 
@@ -200,39 +200,6 @@ def _measured(member: Member, group: Group, ranking: Ranking, root: Path) -> dic
         "size": ranking.area(member.path),
         "kept_size": ranking.area(group.kept),
     }
-
-
-# ---- the same pixels
-
-_PIXELS = "pixels/1"
-
-
-def _digests(
-    catalog: Catalog, paths: Sequence[Path], ids: Mapping[Path, str], *, workers: int | None, progress: Progress
-) -> list[bytes | None]:
-    """A hash of each file's upright pixels in sRGB; None where they can't be decoded. Kept by content."""
-    stored = catalog.facts((ids[path] for path in paths), [_PIXELS])
-    jobs = [str(path) for path in paths if ids[path] not in stored]
-    fresh: list[tuple[str, str, bytes]] = []
-    try:
-        for path, found in spread(_digest, jobs, what="comparing pixels", workers=workers, progress=progress):
-            if isinstance(found, bytes):
-                fresh.append((ids[Path(path)], _PIXELS, found))
-                stored[ids[Path(path)]] = {_PIXELS: found}
-    finally:
-        catalog.put_facts(fresh)
-    values = [stored.get(ids[path], {}).get(_PIXELS) for path in paths]
-    return [value if isinstance(value, bytes) else None for value in values]
-
-
-def _digest(path: str) -> bytes | Died:
-    try:
-        im = open_image(Path(path), background=None)
-    except BadInput as error:
-        return Died(error.what)
-    if im.mode == "RGBA" and im.getchannel("A").getextrema() == (255, 255):
-        im = im.convert("RGB")  # an opaque alpha channel shows nothing
-    return hashlib.sha256(f"{im.mode} {im.size}".encode() + im.tobytes()).digest()
 
 
 # ---- turned copies

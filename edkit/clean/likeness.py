@@ -39,16 +39,16 @@ class Exact(Likeness):
 class ByPixels(Likeness):
     """The same pixels to the last bit, however they are stored."""
 
-    def __init__(self, digests: Sequence[bytes | None]) -> None:
+    def __init__(self, digests: Sequence[str | None]) -> None:
         self._digests = digests
-        self._of: dict[bytes, list[int]] = defaultdict(list)
+        self._of: dict[str, list[int]] = defaultdict(list)
         for one, digest in enumerate(digests):
             if digest is not None:
                 self._of[digest].append(one)
 
     def near(self, one: int) -> Iterator[Near]:
         digest = self._digests[one]
-        return ((other, 0.0) for other in self._of.get(digest or b"", ()) if other != one)
+        return ((other, 0.0) for other in self._of.get(digest or "", ()) if other != one)
 
 
 class ByHash(Likeness):

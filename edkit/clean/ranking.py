@@ -31,6 +31,7 @@ class Said:
     tags: tuple[Tag, ...] = ()
     real: bool = False  # False: a camera's file name, or nothing at all
     prose: bool = False  # commas make no tags
+    blank: bool = False  # a file says that the caption is empty
 
     @property
     def text(self) -> str:
@@ -58,6 +59,7 @@ class Captions:
                     real=bool(sample.caption.text or sample.caption.tags)
                     and not (named and is_camera_name(sample.path.stem)),
                     prose=sample.options.caption_style == "prose",
+                    blank=not named and not (sample.caption.text or sample.caption.tags),
                 )
         return said
 
