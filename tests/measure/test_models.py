@@ -36,11 +36,11 @@ def test_photos_of_people_have_faces_and_photos_of_things_have_none(shared_data:
             share = one["area"] / sizes[one["image_id"]]
             largest[one["image_id"]] = max(largest.get(one["image_id"], 0.0), share)
     paths = {image["id"]: shared_data / PHOTO / image["file_name"] for image in annotations["images"]}
-    people = [paths[id] for id, share in sorted(largest.items(), key=lambda one: -one[1])[:8]]
-    things = [path for id, path in sorted(paths.items()) if id not in largest][:8]
+    people = [paths[id] for id, share in sorted(largest.items(), key=lambda one: -one[1])[:4]]
+    things = [path for id, path in sorted(paths.items()) if id not in largest][:4]
     with Catalog.open(tmp_path) as catalog:
         found = measure(catalog, [*people, *things], ["num_faces", "largest_face", "faces"], workers=1)
-    assert sum(bool(facts_of(found[path])["num_faces"]) for path in people) >= 4
+    assert sum(bool(facts_of(found[path])["num_faces"]) for path in people) >= 2
     assert sum(bool(facts_of(found[path])["num_faces"]) for path in things) <= 1
     for one in map(facts_of, found.values()):
         boxes = [part for part in str(one["faces"]).split(";") if part]
