@@ -519,11 +519,38 @@ def _missing_end(data: bytes, format: str, im: Image.Image) -> str | None:
         return _missing_jpeg_end(data, im)
     if format == "PNG" and b"IEND" not in data[-4096:] and b"IEND" not in data:
         return "truncated: the PNG's end mark is missing"
+    if format == "PNG" and _lacks_rows(data, im):
+        return "truncated: it has fewer rows than its header says"
     if format == "GIF" and data.rstrip(b"\0")[-1:] != b";":
         return "truncated: the GIF's end mark is missing"
     if format in ("WEBP",) and int.from_bytes(data[4:8], "little") + 8 > len(data):
         return "truncated: the file is shorter than its header says"
     return None
+
+
+def _lacks_rows(data: bytes, im: Image.Image) -> bool:
+    """Whether a PNG's data end before its last row, which Pillow then leaves black without a word."""
+    if any(high for _, high in _extrema(im.crop((0, im.height - 1, im.width, im.height)))):
+        return False
+    position, expected, found = 8, 0, 0
+    unpacker = zlib.decompressobj()
+    while position + 8 <= len(data):
+        length, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        chunk = data[position + 8 : position + 8 + length]
+        if name == b"IHDR":
+            width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", chunk)
+            bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+            # Adam7: (first column, first row, column step, row step) of each pass
+            passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+            for x, y, across, down in passes if interlaced else [(0, 0, 1, 1)]:
+                columns, rows = -(-max(0, width - x) // across), -(-max(0, height - y) // down)
+                expected += rows * (1 + -(-columns * bits // 8)) if columns else 0
+        elif name == b"IDAT":
+            while chunk and not unpacker.eof:
+                found += len(unpacker.decompress(chunk, 1 << 20))
+                chunk = unpacker.unconsumed_tail
+        position += 12 + length
+    return found < expected
 
 
 def _reduce(im: Image.Image) -> bool:

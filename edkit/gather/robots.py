@@ -205,9 +205,11 @@ def _forbidden(line: str, names: Sequence[str]) -> str:
     ours = True  # until a robot's name says for whom the rest is meant
     for part in line.lower().split(","):
         name, colon, rest = part.strip().partition(":")
-        if colon and name.strip() not in _WITH_VALUE and name.strip() not in _NO_AI:
+        if colon and name.strip() in _WITH_VALUE:
+            continue
+        if colon and name.strip() not in _NO_AI:
             ours = name.strip() in ("*", *names)
-            part = rest
+            part = "" if rest.partition(":")[0].strip() in _WITH_VALUE else rest
         if ours:
             for word in part.split():
                 if word in _NO_AI:

@@ -335,3 +335,15 @@ def test_a_whole_jpeg_that_ends_in_grey_is_whole_at_any_size(size: tuple[int, in
     im.paste((128, 128, 128), (0, size[1] // 2, *size))
     for subsampling in (0, 2):
         assert verify(encoded(im, "JPEG", subsampling=subsampling)).width == size[0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "I;16", "LA"])
+def test_a_png_whose_last_rows_are_black_is_whole_and_one_whose_header_promises_more_is_not(mode: str) -> None:
+    im = scene(75, 41)
+    im.paste((0, 0, 0), (0, 30, 75, 41))
+    data = encoded(im.convert(mode), "PNG")
+    assert verify(data).height == 41
+    size = (75).to_bytes(4, "big") + (50).to_bytes(4, "big") + data[24:29]
+    more = data[:16] + size + zlib.crc32(b"IHDR" + size).to_bytes(4, "big") + data[33:]
+    with pytest.raises(BadInput, match="fewer rows"):
+        verify(more)

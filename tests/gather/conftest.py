@@ -7,9 +7,11 @@ import gzip
 import io
 import struct
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from email.utils import formatdate
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +47,7 @@ class Web:
         self.user_agents: set[str] = set()
         self.active = self.most_at_once = 0
         self.pages: dict[str, bytes] = {}  # path -> an image's bytes
+        self.redirects: dict[str, str] = {}  # path -> where it leads
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -102,6 +105,8 @@ class Web:
             await send(writer, b"no", status=int(text), kind="text/plain")
         elif text == "hang":
             await asyncio.sleep(30)
+        elif text == "10 MB":
+            await send(writer, b"User-agent: *\nDisallow: /early/\n" + b"Disallow: /x\n" * 800_000 + b"Disallow: /\n")
         elif text.startswith("redirect "):
             await redirect(writer, text.split()[1])
         else:
@@ -111,7 +116,9 @@ class Web:
         first = self.hits[path] == 1
         name = path.strip("/").split("/")[0].split("?")[0]
         good = self.pages.get(path) or jpeg(7)
-        if path in self.pages:
+        if path in self.redirects:
+            await redirect(writer, self.redirects[path])
+        elif path in self.pages:
             await send(writer, good)
         elif name == "slow":
             await asyncio.sleep(0.3)
@@ -122,6 +129,67 @@ class Web:
             await send(writer, b"no", status=int(name), kind="text/plain")
         elif name == "429-then-good":
             await send(writer, *((b"", 429, "text/plain", "Retry-After: 1\r\n") if first else (good,)))
+        elif name == "429":
+            await send(writer, b"", status=429)
+        elif name == "503-until-a-date":
+            date = formatdate(time.time() + 2, usegmt=True)
+            await send(writer, *((b"", 503, "text/plain", f"Retry-After: {date}\r\n") if first else (good,)))
+        elif name == "headers-drip":
+            for byte in ok(len(good)):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.2)
+        elif name == "headers-without-end":
+            writer.write(b"HTTP/1.1 200 OK\r\n")
+            for i in range(100_000):
+                writer.write(b"X-%d: y\r\n" % i)
+                await writer.drain()
+        elif name == "header-too-long":
+            await send(writer, good, headers=f"X-Long: {'y' * 200_000}\r\n")
+        elif name == "two-lengths":
+            await send(writer, good, headers="Content-Length: 7\r\n")
+        elif name == "length-no-number":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + good)
+        elif name == "chunks-no-number":
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + good)
+        elif name == "closed-at-once":
+            writer.transport.abort()
+        elif name == "packed-as-br":
+            await send(writer, good, headers="Content-Encoding: br\r\n")
+        elif name == "gzip-that-is-plain":
+            await send(writer, good, headers="Content-Encoding: gzip\r\n")
+        elif name == "gzip-cut":
+            await send(writer, gzip.compress(good)[:-200], headers="Content-Encoding: gzip\r\n")
+        elif name == "pdf":
+            await send(writer, b"%PDF-1.7\n" + b"0" * 500)
+        elif name == "html-200-not-found":
+            await send(writer, b"\n\n <html><title>404</title></html>", kind="text/html; charset=utf-8")
+        elif name == "closed-too-early":
+            await send(writer, good[: len(good) // 2] + b"\xff\xd9")
+        elif name == "header-lies":
+            await send(writer, lying_png())
+        elif name == "noise":
+            await send(writer, b"\xff\xd8\xff" + bytes(i * 7919 % 251 for i in range(4000)))
+        elif name == "to-private":
+            await redirect(writer, "http://[::ffff:169.254.169.254]/")
+        elif name == "to-odd-literal":
+            await redirect(writer, "http://2852039166/latest/meta-data/")  # 169.254.169.254
+        elif name == "to-nowhere":
+            writer.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif name == "noai":
+            await send(writer, good, headers="X-Robots-Tag: noai\r\n")
+        elif name == "noai-case-variant":
+            await send(writer, good, headers="x-rObots-TAG: all, NoImageAI\r\n")
+        elif name == "noai-second-header":
+            await send(writer, good, headers="X-Robots-Tag: otherbot: noindex\r\nX-Robots-Tag: edkit: none\r\n")
+        elif name == "noai-for-others":
+            await send(writer, good, headers="X-Robots-Tag: otherbot: noai, noindex\r\n")
+        elif name == "tdm":
+            await send(writer, good, headers="tdm-reservation: 1\r\ntdm-policy: https://example.org/p\r\n")
+        elif name == "tdm-0":
+            await send(writer, good, headers="tdm-reservation: 0\r\n")
+        elif name == "kind":
+            await send(writer, kinds()[path.rsplit("/", 1)[1]])
         elif name == "429-for-an-hour":
             await send(writer, b"", status=429, headers="Retry-After: 3600\r\n")
         elif name == "500-then-good":
@@ -213,6 +281,41 @@ def pixel_flood() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
+@cache
+def lying_png() -> bytes:
+    """A PNG whose header speaks of five times the rows that are in it."""
+    whole = jpeg(5, format="PNG")
+    size = struct.pack(">II", 96, 300) + whole[24:29]
+    return whole[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + whole[33:]
+
+
+@cache
+def kinds() -> dict[str, bytes]:
+    """Good images of unusual kinds."""
+    base = Image.open(io.BytesIO(jpeg(9))).convert("RGB")
+    frames = [base, base.rotate(90), base.rotate(180)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+
+    def save(im: Image.Image, format: str, **options: object) -> bytes:
+        out = io.BytesIO()
+        im.save(out, format, **options)
+        return out.getvalue()
+
+    palette = base.quantize(16)
+    return {
+        "animated.gif": save(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "animated.webp": save(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        "cmyk.jpg": save(base.convert("CMYK"), "JPEG"),
+        "grey.jpg": save(base.convert("L"), "JPEG"),
+        "progressive.jpg": save(base, "JPEG", progressive=True),
+        "16-bit.png": save(base.convert("I;16"), "PNG"),
+        "palette-alpha.png": save(palette, "PNG", transparency=3),
+        "rotated.jpg": save(base, "JPEG", exif=exif),
+        "trailing-bytes.jpg": save(base, "JPEG", quality=60) + b"motion photo" * 50,
+    }
+
+
 def ok(length: int, kind: str = "image/jpeg") -> bytes:
     return (
         f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
@@ -235,6 +338,15 @@ async def redirect(writer: asyncio.StreamWriter, target: str) -> None:
 @pytest.fixture
 def web() -> Iterator[Web]:
     """A server of its own for each test."""
+    server = Web()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def one_web() -> Iterator[Web]:
+    """A server for all tests of a file."""
     server = Web()
     server.start()
     yield server
