@@ -48,6 +48,8 @@ class Web:
         self.active = self.most_at_once = 0
         self.pages: dict[str, bytes] = {}  # path -> an image's bytes
         self.redirects: dict[str, str] = {}  # path -> where it leads
+        self.broken_until = 0.0  # monotonic: until then every page is a 503
+        self.num_broken = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -116,7 +118,10 @@ class Web:
         first = self.hits[path] == 1
         name = path.strip("/").split("/")[0].split("?")[0]
         good = self.pages.get(path) or jpeg(7)
-        if path in self.redirects:
+        if time.monotonic() < self.broken_until:
+            self.num_broken += 1
+            await send(writer, b"", status=503)
+        elif path in self.redirects:
             await redirect(writer, self.redirects[path])
         elif path in self.pages:
             await send(writer, good)
