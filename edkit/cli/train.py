@@ -43,7 +43,8 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Resume although data or settings changed.")
     ] = False,
-    method: Annotated[str | None, typer.Option("--method", help="full.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="full, or lora: small adapters.")] = None,
+    lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters (16).")] = None,
     resolution: Annotated[int | None, typer.Option("--resolution", help="Pixels; none: the model's.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step, exactly.")] = None,
     max_epochs: Annotated[int | None, typer.Option("--max-epochs", help="Epochs to train.")] = None,
@@ -109,7 +110,7 @@ def train(
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
 ) -> None:
-    """Fine-tune a model on a data root: full fine-tuning, with exact resume."""
+    """Fine-tune a model on a data root, whole or as LoRA adapters, with exact resume."""
     from edkit.train.loop import find_run
     from edkit.train.loop import train as verb
     from edkit.train.settings import flag_settings
@@ -120,6 +121,7 @@ def train(
         model=model,
         out=out,
         method=method,
+        lora_rank=lora_rank,
         resolution=resolution,
         batch_size=batch_size,
         max_epochs=max_epochs,
@@ -205,13 +207,16 @@ def generate(
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Pictures drawn at once.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The noise the pictures grow from.")] = 555,
     precision: Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the machine has it.")] = "fp32",
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", help="A LoRA file or export, FILE or FILE:STRENGTH (repeatable).")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
     as_json: console.Json = False,
     quiet: console.Quiet = False,
 ) -> None:
     """Draw pictures from prompts with any model edkit trains."""
     from edkit.train.generate import generate as verb
-    from edkit.train.generate import parse_size
+    from edkit.train.generate import parse_lora, parse_size
 
     with console.session(as_json=as_json, quiet=quiet) as ui:
         paths = verb(
@@ -226,6 +231,7 @@ def generate(
             batch_size=batch_size,
             seed=seed,
             precision=precision,
+            loras=[parse_lora(text) for text in lora or []],
             device=device,
             progress=ui.progress,
         )

@@ -1,10 +1,10 @@
-"""A model to use elsewhere: a whole diffusers folder that says in its weights where it comes from."""
+"""A model, or an adapter, to use elsewhere: a whole folder, or none at all."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edkit.train.checkpoint import need_room
@@ -15,14 +15,25 @@ def export_model(
     family: Family, out: Path, *, precision: str = "fp32", metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one."""
+    weights = sum(p.numel() for part in family.parts().values() for p in part.parameters())
+    return export_folder(
+        out,
+        lambda part: family.save(part, precision=precision, metadata=metadata or {}),
+        num_bytes=weights * DTYPES[precision].itemsize,
+    )
+
+
+def export_folder(out: Path, write: Callable[[Path], None], *, num_bytes: int) -> Path:
+    """Let `write` fill a new folder beside `out`, and put it in `out`'s place when it is whole.
+
+    Raises NoSpace before anything is written where the disk can't hold `num_bytes`.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    width = DTYPES[precision].itemsize
-    weights = [p.numel() for part in family.parts().values() for p in part.parameters()]
-    need_room(out.parent, sum(weights) * width)
+    need_room(out.parent, num_bytes)
     part = out.with_name(f".edkit-{secrets.token_hex(6)}")
     part.mkdir()
     try:
-        family.save(part, precision=precision, metadata=metadata or {})
+        write(part)
         if out.exists():
             aside = out.with_name(f".edkit-{secrets.token_hex(6)}")
             out.replace(aside)

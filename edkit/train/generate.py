@@ -43,17 +43,19 @@ def generate(
     negative: str = "",
     batch_size: int | None = None,
     precision: str = "fp32",
+    loras: Sequence[tuple[Path, float]] = (),
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> list[Path]:
     """Draw `num_images` PNG files for each prompt into `out`; prompt, seed and settings stand in each file's
-    text.
+    text. `loras`: adapters to add to the model's weights, with their strengths.
 
     The n-th picture of a prompt is the same in every call with the same model, settings and `batch_size`
     (None: a number that the machine and the size decide). `size` is (width, height) in pixels. Raises
     BadInput for a model that does not load, UsageError for a size it can't draw.
     """
     from edkit.train.families import load_family
+    from edkit.train.lora import merge_lora
 
     out = Path(out)
     if not prompts:
@@ -61,6 +63,8 @@ def generate(
     if steps < 1 or num_images < 1:
         raise UsageError("steps and the number of images must be at least 1")
     family = load_family(model)
+    for path, strength in loras:
+        merge_lora(family, path, strength=strength)
     place = pick_device(device)
     family.place(place)
     counts: dict[str, int] = {}
@@ -79,7 +83,9 @@ def generate(
     taken = {path.name.casefold() for path in out.iterdir()}
     for request, picture in zip(requests, pictures, strict=True):
         path = out / _free_name(request, taken)
-        said = {"negative": negative, "steps": steps, "guidance": guidance, "model": str(model)}
+        said: dict[str, Any] = {"negative": negative, "steps": steps, "guidance": guidance, "model": str(model)}
+        if loras:
+            said["loras"] = ", ".join(f"{path} x {strength:g}" for path, strength in loras)
         write_png(path, picture, {"prompt": request.prompt, "seed": seed, "occurrence": request.occurrence, **said})
         paths.append(path)
     return paths
@@ -193,6 +199,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (width.strip().isdecimal() and height.strip().isdecimal()):
         raise UsageError(f"{text!r} is no size (say 768x512)")
     return int(width), int(height)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """`her.safetensors:0.8` -> (path, 0.8); without a number the strength is 1."""
+    path, colon, number = text.rpartition(":")
+    try:
+        return (Path(path), float(number)) if colon and path else (Path(text), 1.0)
+    except ValueError:  # a Windows drive, or a colon of the name
+        return Path(text), 1.0
 
 
 def _on(tokens: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

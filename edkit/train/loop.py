@@ -10,8 +10,9 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from edkit.data.errors import BadInput, NoSpace, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
 from edkit.train import optimizers
-from edkit.train.export import export_model
+from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
-from edkit.train.families.base import Family
+from edkit.train.families.base import Family, last_layers
 from edkit.train.generate import Request, draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
+from edkit.train.lora import add_lora, caption_counts, export_lora
 from edkit.train.losses import image_losses, timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
@@ -218,8 +220,7 @@ class _Trainer:
             part = parts[name].train()
             if s.gradient_checkpointing:
                 _checkpoint_gradients(part)
-            part.requires_grad_(True)
-            named: dict[str, nn.Parameter] = {f"{name}.{key}": p for key, p in part.named_parameters()}
+            named = {f"{name}.{key}": p for key, p in self._learning(name, part).items()}
             self.parameters |= named
             assert s.lr is not None and s.text_encoder_lr is not None  # resolved
             groups.append((list(named.values()), s.lr if name == denoiser else s.text_encoder_lr))
@@ -251,6 +252,23 @@ class _Trainer:
         self.saved: Path | None = None
         self.exported: Path | None = None
         self.grids: list[Path] = []
+
+    def _learning(self, name: str, part: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights of a part that learn, by name; for LoRA they are put in first."""
+        s = self.s
+        if s.method == "lora":
+            assert s.lora_alpha is not None  # resolved
+            return add_lora(
+                part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, targets=s.lora_targets,
+                seed=s.seed,
+            )  # fmt: skip
+        learning = dict(part.named_parameters())
+        if name.startswith("text_encoder") and s.text_encoder_layers is not None:
+            last = last_layers(part, s.text_encoder_layers)
+            learning = {key: p for key, p in learning.items() if key.startswith(last)}
+        for parameter in learning.values():
+            parameter.requires_grad_(True)
+        return learning
 
     # ---- the loop
 
@@ -447,7 +465,21 @@ class _Trainer:
             "edkit_base_model": self.data.model_hash,
         }
         with self._averaged():
-            self.exported = export_model(self.family, out, precision=self.s.export_precision, metadata=metadata)
+            if self.s.method == "lora":
+                self.exported = export_folder(
+                    out, partial(self._write_lora, metadata=metadata), num_bytes=2 * _bytes(self.parameters.values())
+                )
+            else:
+                self.exported = export_model(self.family, out, precision=self.s.export_precision, metadata=metadata)
+
+    def _write_lora(self, folder: Path, *, metadata: Mapping[str, str]) -> None:
+        s, dataset = self.s, self.data.plan.dataset
+        assert s.lora_alpha is not None and s.resolution is not None  # resolved
+        pairs = ((dataset.path(i).parent.name, dataset.caption(i).text) for i in range(len(dataset)))
+        export_lora(
+            self.family, folder, rank=s.lora_rank, alpha=s.lora_alpha, precision=s.export_precision, metadata=metadata,
+            title=self.run_dir.name, resolution=s.resolution, captions=caption_counts(pairs),
+        )  # fmt: skip
 
     def samples(self, watch: Watch) -> None:
         """Draw the sample prompts with the model as it stands."""
@@ -544,6 +576,10 @@ def _warn_of_slow_bf16(s: TrainSettings, device: torch.device, progress: Progres
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if s.precision == "bf16" and device.type == "cpu" and known is not None and not known():
         progress.say("this CPU has no bf16 instructions: bf16 is many times slower than fp32 here")
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _checkpoint_gradients(part: nn.Module) -> None:

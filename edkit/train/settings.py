@@ -24,9 +24,7 @@ DataRoot = str | tuple[str, ...] | Mapping[str, Any]
 Schedule = Literal["constant", "linear", "cosine", "polynomial"]
 Precision = Literal["fp32", "bf16"]
 SETTINGS_FILE = "settings.toml"
-USUAL_LR: Mapping[str, float] = {"adamw": 2e-6, "adamw8bit": 2e-6, "adafactor": 2e-6, "lion": 2e-7, "prodigy": 1.0}
-"""Learning rates for full fine-tuning where none is given. Lion's steps are signs, so a tenth of Adam's (Chen et al.
-2023, section 5); Prodigy finds its own, and its rate is a factor."""
+_ADAM_LR = {"full": 2e-6, "lora": 1e-4}
 
 
 class SettingError(BadInput):
@@ -48,9 +46,14 @@ class TrainSettings:
     model: str  # a diffusers folder, or a hub id
     out: Path | None = None  # the run's folder; None: runs/<data root>-<date>
     family: Literal["auto", "sd1", "sd2", "sdxl"] = "auto"
-    method: Literal["full"] = "full"
+    method: Literal["full", "lora"] = "full"
     train_unet: bool = True
     train_text_encoder: bool = False
+    text_encoder_layers: int | None = None  # only the last so many layers of text encoders learn; None: all
+    lora_rank: int = 16
+    lora_alpha: float | None = None  # None: the rank
+    lora_dropout: float = 0.0
+    lora_targets: Literal["attention", "transformer", "all"] = "attention"
 
     # how much
     max_steps: int | None = None  # both None: 10 epochs
@@ -60,7 +63,7 @@ class TrainSettings:
 
     # learning
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"] = "adamw"
-    lr: float | None = None  # None: usual for the optimizer (adamw 2e-6)
+    lr: float | None = None  # None: usual for method and optimizer (adamw: full 2e-6, lora 1e-4)
     text_encoder_lr: float | None = None  # None: as lr
     lr_schedule: Schedule = "constant"
     lr_warmup_steps: int = 0
@@ -200,7 +203,7 @@ def resolve(
     settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
 ) -> TrainSettings:
     """The settings with nothing left open: the family's numbers, absolute paths, a seed drawn for -1."""
-    lr = USUAL_LR[settings.optimizer] if settings.lr is None else settings.lr
+    lr = _usual_lr(settings) if settings.lr is None else settings.lr
     chosen = settings.but(
         data_root=_absolute(settings.data_root),
         model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
@@ -210,6 +213,7 @@ def resolve(
         bucket_step=settings.bucket_step or bucket_step,
         timestep_end=settings.timestep_end or num_timesteps,
         lr=lr,
+        lora_alpha=float(settings.lora_rank) if settings.lora_alpha is None else settings.lora_alpha,
         text_encoder_lr=lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
         seed=secrets.randbelow(2**31) if settings.seed == -1 else settings.seed,
         max_epochs=10 if settings.max_steps is None and settings.max_epochs is None else settings.max_epochs,
@@ -240,6 +244,13 @@ def changed(before: TrainSettings, after: TrainSettings) -> dict[str, tuple[Any,
 
 
 # ---- inside
+
+
+def _usual_lr(s: TrainSettings) -> float:
+    """The learning rate where none is given. Lion's steps are signs, so a tenth of Adam's (Chen et al. 2023,
+    section 5); Prodigy finds its own, and its rate is a factor.
+    """
+    return 1.0 if s.optimizer == "prodigy" else _ADAM_LR[s.method] * (0.1 if s.optimizer == "lion" else 1)
 
 
 def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -370,17 +381,19 @@ def _check(s: TrainSettings) -> None:
         value = getattr(s, key)
         if isinstance(value, float):
             need(key, math.isfinite(value), "must be a finite number")
-    for key in ("clip_skip", "caption_chunks", "batch_size", "sample_steps", "keep_checkpoints", "log_every_steps"):
+    for key in (
+        "lora_rank",
+        "clip_skip",
+        "caption_chunks",
+        "batch_size",
+        "sample_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+    ):
         need(key, getattr(s, key) >= 1, "must be at least 1")
-    optional = (
-        "max_steps",
-        "max_epochs",
-        "micro_batch_size",
-        "resolution",
-        "bucket_step",
-        "save_every_steps",
-    )
-    for key in (*optional, "save_every_epochs", "sample_every_steps", "max_caption_length", "num_threads"):
+    counts: tuple[str, ...] = ("max_steps", "max_epochs", "micro_batch_size", "resolution", "bucket_step")
+    counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length")
+    for key in (*counts, "num_threads", "text_encoder_layers"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
     for key in (
         "weight_decay",
@@ -399,13 +412,14 @@ def _check(s: TrainSettings) -> None:
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
     for key in ("lr", "text_encoder_lr"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
-    for key in ("min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
+    for key in ("lora_alpha", "min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
     for key in ("eps", "huber_delta", "lr_power"):
         need(key, getattr(s, key) > 0, "must be above 0")
     need("pyramid_noise", s.pyramid_noise < 1, "must lie below 1: each coarser level weighs less")
     need("debiased", not (s.debiased and s.min_snr_gamma), "goes with no min_snr_gamma: both weigh the timesteps")
+    need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     need("max_aspect", s.max_aspect >= 1, "must be at least 1")
     need("seed", s.seed >= -1, "must be -1 or more")

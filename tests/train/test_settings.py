@@ -49,7 +49,7 @@ def test_an_unknown_key_names_file_line_and_nearest_key(tmp_path: Path) -> None:
         ("batch_size = true", "not a whole number"),
         ("cond_dropout = 1.5", "between 0 and 1"),
         ('precision = "fp8"', "not one of fp32, bf16"),
-        ('method = "lora"', "not one of full"),
+        ('method = "dreambooth"', "not one of full"),
         ("betas = [0.9]", "two numbers"),
         ("ema_decay = 1.0", "between 0 and 1"),
         ("train_unet = false", "nothing would be trained"),

@@ -103,6 +103,17 @@ def own_memory(module: nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
+def last_layers(text_encoder: nn.Module, num: int) -> tuple[str, ...]:
+    """How the names of a CLIP text encoder's weights begin that belong to its last `num` layers and what follows
+    them.
+    """
+    names = [name for name, _ in text_encoder.named_modules()]
+    stack = next(name for name in names if name.endswith("encoder.layers"))
+    count = sum(1 for name in names if name.rpartition(".")[0] == stack)
+    after = stack.removesuffix("encoder.layers") + "final_layer_norm."
+    return (*(f"{stack}.{i}." for i in range(max(0, count - num), count)), after, "text_projection.")
+
+
 def unwrapped_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """A module's weights on the CPU, contiguous, floating ones in `dtype`; shared tensors stand once."""
     seen: dict[int, str] = {}
