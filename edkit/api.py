@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edkit.clean.compress import compress as compress
     from edkit.clean.dedupe import dedupe as dedupe
     from edkit.clean.filter import filter as filter
+    from edkit.clean.frames import frames as frames
     from edkit.clean.overlap import overlap as overlap
     from edkit.clean.report import report as report
     from edkit.data.journal import undo as undo
@@ -65,6 +66,7 @@ _WHERE = {
     "overlap": "edkit.clean.overlap",
     "filter": "edkit.clean.filter",
     "compress": "edkit.clean.compress",
+    "frames": "edkit.clean.frames",
     "aesthetic_filter": "edkit.clean.aesthetic_filter",
     "rename_captions": "edkit.caption.rename",
     "caption_move": "edkit.caption.move",

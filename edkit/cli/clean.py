@@ -502,6 +502,74 @@ def filter(
         )
 
 
+@app.command(
+    rich_help_panel=PANEL, epilog="Example: edkit frames holiday.mp4 --out photos/me --every 2 --caption person"
+)
+def frames(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, or folders that hold some.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the stills go.")],
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", help="One still of every so many seconds.")
+    ] = 1.0,
+    scenes: Annotated[bool, typer.Option("--scenes", help="One still of every scene instead.")] = False,
+    caption: Annotated[
+        str | None, typer.Option("--caption", help="What the stills show; default: the video's name.")
+    ] = None,
+    radius: Annotated[
+        int, typer.Option("--radius", help="Bits stills of a video must differ in; nearer ones are left out.")
+    ] = 8,
+    min_sharpness: Annotated[
+        float, typer.Option("--min-sharpness", help="Leave out what is less sharp (0..1; 0.1: blurred).")
+    ] = 0.0,
+    start: Annotated[float, typer.Option("--start", metavar="SECONDS", help="Begin here.")] = 0.0,
+    end: Annotated[float | None, typer.Option("--end", metavar="SECONDS", help="Stop here.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many of each video.")] = None,
+    quality: Annotated[int, typer.Option("--quality", help="1 to 100, of the JPEGs.")] = 95,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Videos at a time (one a core).")] = None,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Take sharp stills out of videos, near-duplicates left out (needs the extra video)."""
+    from edkit.clean.frames import frames as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            videos,
+            out,
+            every=every,
+            scenes=scenes,
+            caption=caption,
+            radius=radius,
+            min_sharpness=min_sharpness,
+            start=start,
+            end=end,
+            limit=limit,
+            quality=quality,
+            workers=workers,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        _some(
+            ui,
+            ["still" if not dry_run else "would be taken", "of", "at (s)", "sharpness"],
+            [(one.path.name, one.video.name, f"{one.time:.2f}", f"{one.sharpness:.3f}") for one in result.frames],
+        )
+        ui.done(
+            result,
+            f"{_count(result.num_videos, 'video')}, {_count(result.num_decoded, 'frame')} decoded:"
+            f" {_count(len(result.frames), 'still')} {'would be taken' if dry_run else f'taken into {out}'}"
+            + (f" (undo: edkit undo {out})" if result.operation is not None else ""),
+            *([f"{_count(result.num_duplicates, 'near-duplicate')} left out"] if result.num_duplicates else []),
+            *([f"{_count(result.num_known, 'still')} there from an earlier run"] if result.num_known else []),
+            *map(str, result.broken),
+        )
+    if result.broken and not result.frames and not result.num_known:
+        raise typer.Exit(1)
+
+
 @app.command("aesthetic-filter", rich_help_panel=PANEL, epilog="Example: edkit aesthetic-filter photos --top 50%")
 def aesthetic_filter(
     root: Dir,
