@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 from edkit.data.catalog import Catalog, LedgerRow
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.names import caption_of_stem
-from edkit.gather.scrape import Scrape, scrape
+from edkit.gather.collect import options_id
+from edkit.gather.fetch import USER_AGENT, FetchSettings
+from edkit.gather.scrape import Scrape, honest_agent, scrape
 
 Laion = Callable[..., Path]
 QUICK: dict[str, Any] = {"allow_private_hosts": True, "retries": 1, "per_host": 64, "max_bytes": 3_000_000}
@@ -289,6 +292,71 @@ def images_only(out: Path) -> list[str]:
     return sorted(path.name for path in out.glob("*.jpg"))
 
 
+# ---- shares, orders, lists, hosts
+
+
+def test_shares_are_queries_of_their_own_and_together_the_whole(web: Any, laion: Laion, tmp_path: Path) -> None:
+    table = laion([web.url(f"/image/{i}") for i in range(60)])
+    rows: list[int | None] = []
+    queries = set()
+    for i in (1, 2, 3):
+        result = scrape([table], out=tmp_path / "out", part=(i, 3), **QUICK)
+        queries.add(result.query)
+        rows += [row.row for row in ledger(tmp_path / "out") if row.query == result.query and row.outcome == "ok"]
+        assert 5 < result.kept < 40
+    assert sorted(row for row in rows if row is not None) == list(range(60)) and len(queries) == 3
+    with pytest.raises(UsageError, match="--part 4/3"):
+        scrape([table], out=tmp_path / "out", part=(4, 3), **QUICK)
+
+
+def test_a_drawn_order_is_its_seeds_and_its_names_and_limit_follow_it(web: Any, laion: Laion, tmp_path: Path) -> None:
+    table = laion([web.url(f"/image/{i}") for i in range(60)], ["a dog"] * 60)
+
+    def kept(seed: int, out: str, at_once: int) -> list[int | None]:
+        scrape([table], out=tmp_path / out, limit=10, shuffle=True, seed=seed, **{**QUICK, "per_host": at_once})
+        return [row.row for row in ledger(tmp_path / out) if row.outcome == "ok"]
+
+    first = kept(7, "a", 64)
+    assert first != sorted(row for row in first if row is not None) and len(first) == 10
+    assert kept(7, "b", 2) == first and images(tmp_path / "a") == images(tmp_path / "b")
+    assert kept(8, "c", 64) != first
+    # more of the same order
+    more = scrape([table], out=tmp_path / "a", limit=15, shuffle=True, seed=7, **QUICK)
+    assert more.kept == 5 and more.total == 15
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv", "jsonl"])
+def test_a_list_of_matches_scrapes_to_the_same_images(web: Any, laion: Laion, tmp_path: Path, ending: str) -> None:
+    texts = [f'a "quoted", naïve ☕ dog {i}' for i in range(12)]
+    table = laion([web.url(f"/image/{i}") for i in range(12)], texts, license=["cc0"] * 12)
+    listed = scrape([table], limit=8, list_to=tmp_path / f"matches.{ending}", min_size=100)
+    assert listed.listed == tmp_path / f"matches.{ending}" and not web.hits and listed.matches == ()
+    scrape([tmp_path / f"matches.{ending}"], out=tmp_path / "from-list", **QUICK)
+    scrape([table], out=tmp_path / "from-table", limit=8, **QUICK)
+    assert images(tmp_path / "from-list") == images(tmp_path / "from-table")
+    assert {row.licence for row in ledger(tmp_path / "from-list")} == {"cc0"}
+
+
+def test_outcomes_are_counted_by_host_where_asked_for(web: Any, laion: Laion, tmp_path: Path) -> None:
+    table = laion([web.url(p) for p in ("/image/1", "/image/2", "/404", "http://no-such-host.invalid/1.jpg")[:3]])
+    assert scrape([table], out=tmp_path / "a", **QUICK).hosts == {}
+    result = scrape([table], out=tmp_path / "b", by_host=True, **QUICK)
+    assert result.hosts == {"127.0.0.1": {"ok": 2, "http-404": 1}}
+
+
+def test_a_contact_stands_in_an_honest_user_agent(web: Any, laion: Laion, tmp_path: Path) -> None:
+    scrape([laion([web.url("/image/1")])], out=tmp_path / "a", contact="me@example.org", **QUICK)
+    assert all(agent.startswith("edkit/") and "contact: me@example.org" in agent for agent in web.user_agents)
+    assert honest_agent("my bot", "me@example.org") == "my bot (contact: me@example.org)"
+    assert honest_agent("my bot", "") == "my bot" and honest_agent("", "") == USER_AGENT
+
+
+def test_leave_given_later_opens_the_question_again(laion: Laion) -> None:
+    honoured, leave = FetchSettings(), FetchSettings(honour_robots=False)
+    assert options_id(honoured) != options_id(leave) != options_id(FetchSettings(honour_opt_out=False))
+    assert options_id(honoured) == options_id(FetchSettings(concurrency=1, retries=0, timeout=3))
+
+
 # ---- as a user sees it
 
 
@@ -336,3 +404,27 @@ def test_real_photos_behind_real_captions(web: Any, laion: Laion, tmp_path: Path
     assert result.kept == 40
     by_hash = {hashlib.sha256(p.read_bytes()).hexdigest() for p in photos}
     assert {row.sha256 for row in ledger(tmp_path / "out")} == by_hash
+
+
+def test_the_commands_that_look_back_show_a_scrape(web: Any, laion: Laion, tmp_path: Path) -> None:
+    table = laion([web.url(p) for p in ("/image/1", "/404", "/image/2")], license=["cc0", "cc0", "cc-by-4.0"])
+    edkit("scrape", table.name, "--out", "pool", "--retries", "0", "--allow-private-hosts", "--quiet", cwd=tmp_path)
+    shown = edkit("history", "pool", cwd=tmp_path).stdout
+    assert "edkit scrape" in shown and "tried" in shown and max(map(len, shown.splitlines())) <= 80
+    told = json.loads(edkit("history", "pool", "--json", cwd=tmp_path).stdout)
+    (run,) = told["gathered"]
+    assert (run["tried"], run["kept"], run["failed"]) == (3, 2, 1) and run["outcomes"] == {"ok": 2, "http-404": 1}
+    assert run["command"].startswith(f"edkit scrape {table.name} --out pool") and told["operations"] == []
+    listed = edkit("credits", "pool", cwd=tmp_path).stdout
+    assert listed.startswith("# Credits") and "## [CC BY 4.0]" in listed and "## [CC0]" in listed
+    written = edkit("credits", "pool", "--out", "CREDITS.csv", cwd=tmp_path)
+    assert "2 images credited in CREDITS.csv" in written.stdout and (tmp_path / "CREDITS.csv").exists()
+    nothing = edkit("scrape", table.name, cwd=tmp_path)
+    assert nothing.returncode == 2 and "--out DIR" in nothing.stderr and len(nothing.stderr.splitlines()) == 1
+
+
+def test_help_fits_a_terminal_and_groups_the_options(tmp_path: Path) -> None:
+    shown = edkit("scrape", "--help", cwd=tmp_path).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    for group in ("Which captions", "Which images", "Look first", "Fetching", "Manners and safety"):
+        assert group in shown
