@@ -13,9 +13,10 @@ from edkit.gather.request import CheckHash, Failed
 PHASH_RADIUS = 10
 """Bits of 64 by which a picture's perceptual hash may differ from its table's.
 
-COYO's hashes are imagehash's pHash of the file as it was. Ours, of a picture decoded at a fraction, differs in 0 to 4
-bits; recompressed at quality 30, made half or a third as large, it stays within 8 in all but 1 of 500 cases; of
-two photos that are none of the other's, 1 pair in 200,000 comes within 10. See docs/politeness.md.
+COYO's hashes look like imagehash's pHash of the file as it was (32 bits set, the first among them). Measured on 80
+COCO photos: ours, of a picture decoded at a fraction, is at most 4 bits from imagehash's, also once the photo is saved
+at quality 30, halved, or brought to a third as WEBP; with 2% cut off every side it is at most 10. Of their 3,160
+pairs none comes nearer than 15. See docs/politeness.md.
 """
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
