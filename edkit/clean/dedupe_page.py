@@ -38,15 +38,23 @@ def page_of(
             Figure(value=f"{len(ranking.facts):,}", label="images compared"),
             Figure(value=f"{len(groups):,}", label="groups of duplicates"),
             Figure(value=f"{dropped:,}", label=f"images {did}"),
-            Figure(value=f"{len(members) - dropped:,}", label="duplicates that stay", note="protected"),
-            Figure(value=f"{len(mirrored) + len(turned):,}", label="mirrored or turned pairs", note="both stay"),
+            *_some(len(members) - dropped, "duplicates stay", "protected"),
+            *_some(len(mirrored) + len(turned), "mirrored or turned pairs", "both stay"),
         ]
     )
     parts = [figures]
     changed = {one.path: one for one in merged}
-    shown = [_group(one, ranking, changed.get(one.kept), folder, did, dry_run=dry_run) for one in groups[:_MOST_GROUPS]]
+    drawn = groups[:_MOST_GROUPS]
+    couples = [_pair(one, ranking, changed.get(one.kept), did, dry_run=dry_run) for one in drawn if _is_pair(one)]
+    shown = [
+        _group(one, ranking, changed.get(one.kept), folder, did, dry_run=dry_run) for one in drawn if not _is_pair(one)
+    ]
     note = "" if len(groups) <= _MOST_GROUPS else f"The first {_MOST_GROUPS} of {len(groups):,}; --json lists all."
-    parts.append(section("Groups", *(shown or [prose("No two images show the same.")]), note=note))
+    if couples:
+        side_by_side = pairs(couples, page_dir=folder, before="kept", after=did, at_first=120)
+        parts.append(section("Pairs", side_by_side, note=note))
+    if shown or not couples:
+        parts.append(section("Groups", *(shown or [prose("No two images show the same.")]), note=note))
     if mirrored:
         rows = [
             Pair(
@@ -74,6 +82,24 @@ def page_of(
             section("Turned", pairs(rows, page_dir=folder, before="one", after="turned", at_first=24), note=why)
         )
     return render("Duplicates", *parts, lead="Which images show the same, which one was kept, and why.")
+
+
+def _some(count: int, label: str, note: str) -> list[Figure]:
+    return [Figure(value=f"{count:,}", label=label, note=note)] if count else []
+
+
+def _is_pair(one: Group) -> bool:
+    return len(one.members) == 1 and not one.members[0].protected
+
+
+def _pair(one: Group, ranking: Ranking, merged: Merged | None, did: str, *, dry_run: bool) -> Pair:
+    (member,) = one.members
+    caption = f"; caption now: {merged.after}" if merged else ""
+    return Pair(
+        before=_picture(one.kept, ranking),
+        after=_picture(member.path, ranking, linked=dry_run),
+        label=member.reason + caption,
+    )
 
 
 def _group(one: Group, ranking: Ranking, merged: Merged | None, folder: Path, did: str, *, dry_run: bool) -> Html:

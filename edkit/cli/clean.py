@@ -56,6 +56,13 @@ def check(
         list[str] | None,
         typer.Option("--set-aside", metavar="KIND", help="First move the files of this kind of finding to the trash."),
     ] = None,
+    heads: Annotated[
+        bool | None,
+        typer.Option(
+            "--heads/--no-heads",
+            help="Look for heads that a crop would cut; default: in sets of up to 400 pictures, where edkit[faces] is.",
+        ),
+    ] = None,
     every: Annotated[bool, typer.Option("--list", help="Print every problem on a line of its own.")] = False,
     workers: Workers = None,
     dry_run: console.DryRun = False,
@@ -75,6 +82,7 @@ def check(
             resolution=resolution,
             caption_fallback=caption_fallback,
             radius=radius,
+            heads=heads,
             out=_page_of(root, "check") if out is None and show else out,
             fix=fix,
             shorten=shorten,
@@ -563,7 +571,7 @@ def frames(
             f" {_count(len(result.frames), 'still')} {'would be taken' if dry_run else f'taken into {out}'}"
             + (f" (undo: edkit undo {out})" if result.operation is not None else ""),
             *([f"{_count(result.num_duplicates, 'near-duplicate')} left out"] if result.num_duplicates else []),
-            *([f"{_count(result.num_known, 'still')} there from an earlier run"] if result.num_known else []),
+            *([f"{_count(result.num_known, 'still')} there already"] if result.num_known else []),
             *map(str, result.broken),
         )
     if result.broken and not result.frames and not result.num_known:

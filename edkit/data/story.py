@@ -248,6 +248,8 @@ def _decided(decision: Decision, home: Path) -> str:
             what = f"{subject} moved to {short(step.to)}"
         case "rename" if step.to is not None:
             what = f"{subject} renamed to {step.to.name}"
+        case "frame" | "compress" if step.to is not None:
+            what = f"{short(step.to)} made"
         case word:
             what = f"{subject}: {word}" + (f" to {short(step.to)}" if step.to is not None else "")
     because = f": {decision.reason}" if decision.reason else ""
