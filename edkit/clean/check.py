@@ -34,6 +34,8 @@ MIN_SIDE = 256  # pixels, where no family says what it needs
 MAX_ASPECT = 4.0  # buckets go no further
 BURST_SECONDS = 2.0  # between one shot and the next
 BURST_BITS = 20  # of 64, between their hashes: 32 is what strangers have
+MANY = 400  # pictures: more are not searched for heads unless asked
+_SLIVER = 0.004  # of a side: what a crop may take without a look for heads
 HEAD_LOST = 0.1  # part of a head that a crop may cut before it is told
 _FORM = ("format", "width", "height")
 
@@ -61,6 +63,7 @@ def check(
     resolution: int | None = None,
     caption_fallback: str | None = None,
     radius: int = 8,
+    heads: bool | None = None,
     out: Path | None = None,
     fix: bool = False,
     shorten: bool = False,
@@ -73,12 +76,14 @@ def check(
     """Everything an honest look at a data root finds. Changes nothing unless `fix` or `set_aside` say so.
 
     Errors (unreadable images, captions or options that can't be understood) block training; warnings (too
-    small, cut heads, near-duplicates, captions cut at the token limit of `family`, ...) don't. `out` is
-    an HTML page to write. `fix` first mends what has one safe, lossless mend (and writes `caption_fallback`
-    beside images without a caption); `shorten` first cuts caption files where `family` stops
-    reading; `set_aside` first moves the images, or text files, of these kinds of
-    findings to the trash. Both are journaled; on a `dry_run` they only say what they would do. Raises
-    UsageError for a family or a kind nobody knows.
+    small, cut heads, near-duplicates, captions cut at the token limit of `family`, ...) don't. `heads`: whether
+    to look for heads that a crop would cut (None: where a detector is installed and there are at most `MANY`
+    pictures, as it takes most of a second each). `out` is an HTML page to write.
+
+    `fix` first mends what has one safe, lossless mend (and writes `caption_fallback` beside images without a
+    caption); `shorten` first cuts caption files where `family` stops reading; `set_aside` first moves the
+    images, or text files, of these kinds of findings to the trash. All are journaled; on a `dry_run` they only
+    say what they would do. Raises UsageError for a family or a kind nobody knows.
     """
     target = None if family is None else family_of(nano.model_dir() if family == "nano" else family)
     asked = Asked(root=Path(root), family=family, resolution=resolution, radius=radius)
@@ -102,7 +107,7 @@ def check(
     with open_catalog(asked.root, state_dir=state_dir, changes=changes, command="check", progress=progress) as catalog:
 
         def look() -> Look:
-            return _look(catalog, asked, target, resolution, caption_fallback, workers, progress)
+            return _look(catalog, asked, target, resolution, caption_fallback, heads, workers, progress)
 
         if fix:
             fixed = _fix(catalog, asked.root, caption_fallback, workers, dry_run, progress)
@@ -147,6 +152,7 @@ def _look(
     target: Family | None,
     resolution: int | None,
     caption_fallback: str | None,
+    look_for_heads: bool | None,
     workers: int | None,
     progress: Progress,
 ) -> Look:
@@ -160,10 +166,17 @@ def _look(
     ids = catalog.content_ids(facts)
     notes: list[str] = []
     faces: dict[Path, list[Box]] | None = None
-    try:
-        faces = _faces(catalog, list(facts), workers, progress)
-    except MissingExtra as error:
-        notes.append(f"no one looked for heads that a crop would cut: {error}")
+    if look_for_heads is None and len(facts) > MANY:
+        notes.append(
+            f"no one looked for heads that a crop would cut: in {len(facts):,} pictures that takes long (--heads)"
+        )
+    elif look_for_heads is not False:
+        try:
+            faces = _faces(catalog, _cropped(facts, resolution or 512, target), workers, progress)
+        except MissingExtra as error:
+            if look_for_heads:
+                raise
+            notes.append(f"no one looked for heads that a crop would cut: {error}")
     listing = Listing(images=paths, sidecars={}, siblings={})
     found = [*map(_from_reader, dataset.problems), *_broken(measured.values())]
     for path, one in facts.items():
@@ -319,6 +332,17 @@ def _lost(head: Box, keep: Box) -> float:
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 _FACE = 5  # left, top, right, bottom, score
+
+
+def _cropped(facts: Mapping[Path, Facts], resolution: int, target: Family | None) -> list[Path]:
+    """The pictures that lose enough to their crop for a head to be cut."""
+    found = []
+    for path, one in facts.items():
+        width, height = _whole(one["width"]), _whole(one["height"])
+        keep = kept_box(width, height, bucket_for(width, height, resolution, target))
+        if max(keep[0], keep[1], 1 - keep[2], 1 - keep[3]) > _SLIVER:
+            found.append(path)
+    return found
 
 
 def _faces(
