@@ -151,9 +151,13 @@ def compress(
             changes,
             verb="compress",
             command=" ".join(
-                [f"--max-mp {max_mp:g}"] * (max_mp is not None)
-                + [f"--quality {quality}", f"--format {format}"]
-                + ["--bake"] * bake
+                [
+                    "compress",
+                    *([] if max_mp is None else [f"--max-mp {max_mp:g}"]),
+                    f"--quality {quality}",
+                    f"--format {format}",
+                    *["--bake"] * bake,
+                ]
             ),
             dry_run=dry_run,
             progress=progress,

@@ -171,7 +171,7 @@ def _validate(roots: Sequence[Path], method: str, radius: int, threshold: float,
 def _command(method: str, radius: int, threshold: float, prefer: str, mirrored: bool, merge_captions: bool) -> str:
     closeness = {"phash": f" --radius {radius}", "embedding": f" --threshold {threshold:g}"}.get(method, "")
     switches = " --mirrored" * mirrored + " --merge-captions" * merge_captions
-    return f"--method {method}{closeness} --prefer {prefer}{switches}"
+    return f"dedupe --method {method}{closeness} --prefer {prefer}{switches}"
 
 
 def near_duplicates(

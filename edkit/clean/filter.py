@@ -285,7 +285,7 @@ def _command(
         parts.append(f"--limit {limit}" + (f" --seed {seed}" if by is None else ""))
     parts += [f"--by {by}"] if by else []
     parts += ["--lowest"] * lowest + [f"--missing {missing}"] * (missing != "keep")
-    return " ".join(parts)
+    return " ".join(["filter", *parts])
 
 
 def _spans(names: Sequence[str], images: Sequence[Facts], side: str) -> list[Span]:

@@ -245,7 +245,7 @@ def _row(still: _Still, video: Path, path: Path, caption: str | None, video_id: 
 
 def _command(settings: Settings, caption: str | None) -> str:
     parts = ["--scenes" if settings.scenes else f"--every {settings.every:g}", f"--radius {settings.radius}"]
-    return " ".join([*parts, *([f'--caption "{caption}"'] if caption else [])])
+    return " ".join(["frames", *parts, *([f'--caption "{caption}"'] if caption else [])])
 
 
 def _problem(path: Path, why: str) -> Problem:

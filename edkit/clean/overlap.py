@@ -124,7 +124,7 @@ def overlap(
                 for pair in (shared if move else [])
             ],
             verb="overlap",
-            command=f"{train} --radius {radius}{' --no-crops' * (not crops)}{f' --clip {clip}' if clip else ''} --move",
+            command=f"overlap {train} {preservation} --radius {radius}{' --no-crops' * (not crops)}{f' --clip {clip}' if clip else ''} --move",
             dry_run=dry_run or not move,
             progress=progress,
         )
