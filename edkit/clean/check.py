@@ -36,6 +36,7 @@ BURST_SECONDS = 2.0  # between one shot and the next
 BURST_BITS = 20  # of 64, between their hashes: 32 is what strangers have
 MANY = 400  # pictures: more are not searched for heads unless asked
 _SLIVER = 0.004  # of a side: what a crop may take without a look for heads
+HEAD_LEAST = 0.05  # of the picture's height: smaller faces are a crowd
 HEAD_LOST = 0.1  # part of a head that a crop may cut before it is told
 _FORM = ("format", "width", "height")
 
@@ -306,12 +307,13 @@ def kept_box(width: int, height: int, bucket: tuple[int, int]) -> Box:
 def _heads(path: Path, facts: Facts, faces: Sequence[Box], resolution: int, target: Family | None) -> Iterator[Spot]:
     width, height = _whole(facts["width"]), _whole(facts["height"])
     keep = kept_box(width, height, bucket_for(width, height, resolution, target))
-    cut = tuple(head for head in map(_head, faces) if _lost(head, keep) > HEAD_LOST)
+    heads = [_head(face) for face in faces if face[3] - face[1] >= HEAD_LEAST]
+    cut = tuple(head for head in heads if _lost(head, keep) > HEAD_LOST)
     if cut:
         worst = max(_lost(head, keep) for head in cut)
         bucket = bucket_for(width, height, resolution, target)
-        heads = "a head" if len(cut) == 1 else f"{len(cut)} heads"
-        what = f"its crop to {bucket[0]}x{bucket[1]} cuts {worst:.0%} off {heads}"
+        many = "a head" if len(cut) == 1 else f"{len(cut)} heads"
+        what = f"its crop to {bucket[0]}x{bucket[1]} cuts {worst:.0%} off {many}"
         yield _spot("head-cut", path, what, "crop it with the head inside", keep=keep, bad=cut)
 
 
