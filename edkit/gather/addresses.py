@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -40,6 +41,7 @@ class PrivateAddress(OSError):
     """A host whose every address is private, local or otherwise not of the public internet."""
 
 
+@lru_cache(maxsize=65_536)
 def is_allowed(address: str, *, private: bool = False) -> bool:
     """Whether a fetch may go to an address (as text): a public one, also once unwrapped from IPv6.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Lock
 
 from edkit.data.errors import BadInput
 from edkit.data.image import Header, TooManyPixels, suffix_for, verify
@@ -19,6 +21,7 @@ at quality 30, halved, or brought to a third as WEBP; with 2% cut off every side
 pairs none comes nearer than 15. See docs/politeness.md.
 """
 
+_LARGE_PIXELS, _LARGE = 20_000_000, Lock()  # larger pictures are decoded one at a time: each takes 100 MB or more
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -106,9 +109,13 @@ def _header(data: bytes, content_type: str, max_pixels: int, min_size: int, max_
             raise Failed("too-small", f"{width} x {height}", num_bytes=num_bytes)
         if max_aspect is not None and max(width, height) > min(width, height) * max_aspect:
             raise Failed("extreme-aspect", f"{width} x {height}", num_bytes=num_bytes)
+        if width * height > _LARGE_PIXELS:
+            one_at_a_time.enter_context(_LARGE)
 
+    one_at_a_time = ExitStack()
     try:
-        return verify(data, max_pixels=max_pixels, first=wanted)
+        with one_at_a_time:
+            return verify(data, max_pixels=max_pixels, first=wanted)
     except TooManyPixels as error:
         raise Failed("too-many-pixels", error.what, num_bytes=num_bytes) from error
     except BadInput as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -218,7 +220,7 @@ def checked(url: str, *, allow_private: bool) -> URL:
         raise Failed("bad-url", str(error)) from error
     if parts.scheme.lower() not in ("http", "https"):
         raise Failed("bad-url", f"{parts.scheme or 'no scheme'}: only http and https are fetched")
-    if not parts.hostname or len(url) > 8000 or any(ord(c) < 32 for c in url):
+    if not parts.hostname or len(url) > 8000 or _CONTROL.search(url):
         raise Failed("bad-url", "no host" if not parts.hostname else "not an address")
     if not is_web_port(parts.port):
         raise Failed("bad-url", f"port {parts.port} is no web server's")
@@ -227,17 +229,27 @@ def checked(url: str, *, allow_private: bool) -> URL:
         address = URL(url, encoded=url.isascii() and " " not in url)
         # as it is written in the request: other scripts' digits and dots have become plain ones
         seen = address.raw_host or ""
-        host = plain(seen)
+        host, is_open = _judged(seen, allow_private)
         if address.raw_user is not None or address.raw_password is not None:
             address = address.with_user(None)
         if host != seen:
             address = address.with_host(host)
     except ValueError as error:
         raise Failed("bad-url", str(error)) from error
-    # no resolver is asked for an address, so it is judged here
-    if is_literal(host) and not is_allowed(host, private=allow_private):
+    if not is_open:
         raise Failed("private-address", host)
     return address
+
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+@lru_cache(maxsize=65_536)
+def _judged(host: str, allow_private: bool) -> tuple[str, bool]:
+    """A host in plain form, and whether it may be connected to as far as it is an address; ValueError for no host."""
+    found = plain(host)
+    # no resolver is asked for an address, so it is judged here
+    return found, not is_literal(found) or is_allowed(found, private=allow_private)
 
 
 def retry_after(text: str) -> float:
