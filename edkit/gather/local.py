@@ -528,9 +528,11 @@ class _Work:
                 return Fetched(ticket=0, code="hash", reason=f"{actual} is not {wanted}", checksum_matches=False)
         staged = staging / f"{stage_name(item.candidate.url)}.img"
         if not (self.target.link and item.source is not None and self._link(item.source, staged)):
-            part = staged.with_suffix(".part")
-            part.write_bytes(data)
-            part.replace(staged)
+            # never through a name that exists: it might be a hard link to somebody's file. Half-written by a kill it
+            # has no row in the ledger, and the next run removes it
+            staged.unlink(missing_ok=True)
+            with staged.open("xb") as file:
+                file.write(data)
         return Fetched(
             ticket=0,
             code=FETCHED,

@@ -151,7 +151,7 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(tmp_path: Path) -> No
     (tmp_path / "s.tar").write_bytes(tar([*shard(3), ("9.jpg", jpeg(9))]))
     result = import_webdataset([tmp_path / "s.tar"], out=tmp_path / "out", dry_run=True)
     assert result.matched == 4 and result.kept == 0 and result.outcomes == {"no-caption": 1}
-    assert result.planned[0] == ("00000", "a photo of number 0") and not (tmp_path / "out").exists()
+    assert result.planned[0] == ("s.tar: 00000", "a photo of number 0") and not (tmp_path / "out").exists()
 
 
 # ---- hostile ones
