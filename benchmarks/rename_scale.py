@@ -1,6 +1,6 @@
 """How long `rename-captions` takes for a large folder, journaled, and its undo.
 
-python benchmarks/rename_scale.py [--files 100000] [--dir FOLDER] [--profile]
+python benchmarks/rename_scale.py [--files 100000] [--dir FOLDER] [--sidecars] [--profile]
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--files", type=int, default=100_000)
     options.add_argument("--dir", type=Path, default=None, help="work in this folder (default: a temporary one)")
+    options.add_argument("--sidecars", action="store_true", help="then rename by sidecars, which doubles the files")
     options.add_argument("--profile", action="store_true", help="print where the time went")
     args = options.parse_args()
     rows: list[tuple[str, int, float, float]] = []
@@ -41,7 +42,7 @@ def main() -> None:
         profile = cProfile.Profile() if args.profile else None
         if profile is not None:
             profile.enable()
-        measure(root, args.files, rows)
+        measure(root, args.files, rows, sidecars=args.sidecars)
         if profile is not None:
             profile.disable()
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
@@ -53,8 +54,8 @@ def main() -> None:
         print(f"| {what} | {n:,} | {seconds:.2f} | {n / seconds:,.0f} | {seconds / bare:.1f} |")
 
 
-def measure(root: Path, num_files: int, rows: list[tuple[str, int, float, float]]) -> None:
-    """Time `rename-captions --caption person`, its undo and a rename by sidecars, in folders of 1000."""
+def measure(root: Path, num_files: int, rows: list[tuple[str, int, float, float]], *, sidecars: bool) -> None:
+    """Time `rename-captions --caption person`, its undo and (where asked) a rename by sidecars, in folders of 1000."""
     Image.new("RGB", (8, 8), (200, 30, 40)).save(root / "one.png")
     png = (root / "one.png").read_bytes()
     (root / "one.png").unlink()
@@ -90,6 +91,8 @@ def measure(root: Path, num_files: int, rows: list[tuple[str, int, float, float]
         back, seconds = timed(lambda: undo(photos))
         assert (back.num_done, back.left) == (num_files, [])
         rows.append((f"undo{again}", num_files, seconds, base))
+    if not sidecars:
+        return
     for i in range(num_files):
         name = photos / f"{i // IN_A_FOLDER:03d}" / f"IMG_{i:06d}.txt"
         name.write_text(f"a person number {i % 77}", encoding="utf-8")

@@ -256,7 +256,11 @@ class ProseModel:
         elif self.prompt:
             text = [("<image>" if self.model_type == "paligemma" else "") + self.prompt] * len(images)
         words = {"text": text, "padding": True} if text else {}
-        return processor(images=images, return_tensors="pt", **words)
+        try:
+            return processor(images=images, return_tensors="pt", **words)
+        except (ValueError, TypeError, KeyError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BadInput(f"does not take this prompt: {first}", where=self.label, mend="another --prompt") from error
 
     @cached_property
     def device(self) -> str:

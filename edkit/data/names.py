@@ -48,6 +48,7 @@ def caption_of_stem(stem: str) -> str:
     return unicodedata.normalize("NFC", stem.split("_", 1)[0]).strip()
 
 
+@lru_cache(maxsize=1 << 16)  # a set asks for the same captions over and over
 def can_name(caption: str) -> bool:
     """Whether the caption may stand in a file name as it is, on every system, and reads back exactly."""
     if not caption or caption != caption.strip() or caption.startswith(".") or caption.endswith("."):

@@ -43,7 +43,9 @@ class Places:
 
     def key(self, path: str | os.PathLike[str]) -> str | bytes:
         """The stored form of a path."""
-        text = os.path.abspath(path)
+        text = os.fspath(path)
+        if os.sep != "/" or not text.startswith("/") or "/." in text or "//" in text or text.endswith("/"):
+            text = os.path.abspath(text)  # most are plain already, and there are a million of them
         for prefix in self._prefixes:
             if text.startswith(prefix):
                 text = text[len(prefix) :]

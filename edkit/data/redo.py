@@ -213,8 +213,12 @@ class _Worker:
         key = self.site.places.key
         with self.site.told(), transaction(self.site.db):
             self.site.db.executemany(
-                "UPDATE change SET step = ?, note = ?, dst = ?, size = ?, mtime_ns = ? WHERE operation = ? AND seq = ?",
-                ((r.step, r.note, r.dst and key(r.dst), r.size, r.mtime_ns, self.operation, r.seq) for r in rows),
+                "UPDATE change SET step = ?, note = ?, size = ?, mtime_ns = ? WHERE operation = ? AND seq = ?",
+                ((r.step, r.note, r.size, r.mtime_ns, self.operation, r.seq) for r in rows),
+            )
+            self.site.db.executemany(
+                "UPDATE change SET dst = ? WHERE operation = ? AND seq = ?",
+                ((r.dst and key(r.dst), self.operation, r.seq) for r in rows if r.note),  # kept under another name
             )
 
     def _sync(self) -> None:
