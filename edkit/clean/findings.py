@@ -215,7 +215,7 @@ KINDS: dict[str, Kind] = {
         many="{n} lines of option files can't be understood",
         why="What edkit can't read it never guesses: these folders don't train until it's mended.",
         mend=_options,
-        does="mends a decimal comma, or else moves the text files to the trash",
+        does="mends decimal commas, where that is all; else it moves the text files to the trash",
         by_hand="Better: open the file at the line named and mend it.",
     ),
     "unreadable-folder": Kind(

@@ -115,3 +115,67 @@ def test_smoothing_takes_means_at_their_middles() -> None:
     points = [(1.0, 2.0), (2.0, 4.0), (3.0, 9.0), (4.0, 5.0)]
     assert smoothed(points, 3) == [(2.0, 5.0), (3.0, 6.0)]
     assert smoothed(points, 5) == []
+
+
+def test_a_histogram_s_columns_are_as_tall_as_their_counts_and_those_past_the_limit_stand_out() -> None:
+    markup = charts.histogram("Lengths", [0, 10, 20, 30], [4, 2, 1], across="tokens", limit=(20, "sd1 reads 20"))
+    drawn = [attrs for name, attrs in seen(markup).tags if name == "rect"]
+    heights = [float(str(attrs["height"])) for attrs in drawn]
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2) and heights[1] == pytest.approx(2 * heights[2], abs=0.2)
+    assert [attrs["class"] for attrs in drawn] == ["c1", "c1", "over"]
+    assert "20 to 30: 1 images" in seen(markup).text and "sd1 reads 20" in seen(markup).text
+
+
+@given(st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=60), st.integers(2, 30))
+def test_every_value_falls_into_one_step_of_its_spread(values: list[float], steps: int) -> None:
+    edges, counts = charts.spread(values, steps=steps)
+    assert sum(counts) == len(values) and len(edges) == len(counts) + 1
+    assert all(a < b for a, b in itertools.pairwise(edges))
+    slack = 1e-6 * max(1e-180, *map(abs, values))
+    assert edges[0] <= min(values) + slack and edges[-1] >= max(values) - slack
+
+
+def test_values_beyond_what_is_asked_for_count_in_the_outer_steps() -> None:
+    edges, counts = charts.spread([0, 1, 2, 3, 1000], low=0, high=4, steps=4)
+    assert edges[-1] <= 6 and sum(counts) == 5 and counts[-1] == 1
+
+
+def test_dots_lie_where_their_logarithms_say_and_weigh_what_they_stand_for() -> None:
+    markup = charts.dots(
+        "Sizes",
+        [
+            charts.Dot(x=256, y=256, weight=1),
+            charts.Dot(x=512, y=512, weight=4),
+            charts.Dot(x=1024, y=1024, weight=16, out=True),
+        ],
+        outlines=[charts.Dot(x=512, y=256, label="bucket 512 x 256")],
+        across="width",
+        up="height",
+        names=("images", "too small", "buckets"),
+    )
+    drawn = [attrs for name, attrs in seen(markup).tags if name == "circle"]
+    places = sorted(float(str(attrs["cx"]).rstrip("%")) for attrs in drawn if "dot" in str(attrs["class"]))
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.02)
+    radii = sorted(float(str(attrs["r"])) for attrs in drawn if "dot" in str(attrs["class"]))
+    assert radii[0] < radii[1] < radii[2]
+    [outer] = [str(attrs["aria-label"]) for name, attrs in seen(markup).tags if name == "svg"]
+    assert "21 images, 16 too small" in outer
+
+
+def test_no_values_make_these_charts_too() -> None:
+    assert "no values" in charts.histogram("h", [0.0, 0.0], [1], across="x")
+    assert "no values" in charts.dots("d", [charts.Dot(x=0, y=5)], across="x", up="y")
+    assert charts.spread([math.nan]) == ([0.0, 1.0], [0])
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_hostile_words_stay_words_in_histograms_and_on_maps(words: str) -> None:
+    dot = charts.Dot(x=2, y=3, label=words)
+    for markup in (
+        charts.histogram(words, [0, 1, 2], [1, 2], across=words, limit=(1, words), unit=words),
+        charts.dots(words, [dot], outlines=[dot], across=words, up=words, names=(words, words, words)),
+    ):
+        names = {name for name, _ in seen(markup).tags}
+        around = {"figure", "figcaption", "ul", "li", "i", "p", "div"}
+        assert names <= around | {"svg", "g", "title", "text", "rect", "line", "circle"}
+        ElementTree.fromstring(markup)

@@ -64,3 +64,29 @@ def test_a_page_is_written_in_utf_8_into_a_folder_made_for_it(tmp_path: Path) ->
 def test_times_read_as_people_say_them() -> None:
     said = [layout.duration(seconds) for seconds in (0.4, 59.6, 245, 3600 * 2 + 61)]
     assert said == ["0 s", "1 min 00 s", "4 min 05 s", "2 h 01 min"]
+
+
+def test_links_of_the_contents_and_of_tasks_lead_to_sections_that_are_there() -> None:
+    page = layout.render(
+        "Title",
+        layout.tasks([layout.Task(label="Mend it", command="edkit x", anchor="one", mark="error", good=False)]),
+        layout.section("One", layout.command("edkit x", "It mends."), anchor="one", badge=layout.badge("error")),
+        above="edkit",
+        contents=[("One", "one")],
+    )
+    tags = seen(page).tags
+    ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
+    assert {attrs["href"] for name, attrs in tags if name == "a"} == {f"#{found}" for found in ids} == {"#one"}
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_hostile_words_make_no_element_in_tasks_commands_and_facts(words: str) -> None:
+    def parts(said: str) -> str:
+        return layout.tasks([layout.Task(label=said, note=said, command=said, anchor=said, mark=said)]) + layout.render(
+            said,
+            layout.section(said, layout.command(said, said), layout.facts([(said, said)]), anchor=said),
+            above=said,
+            contents=[(said, said)],
+        )
+
+    assert [name for name, _ in seen(parts(words)).tags] == [name for name, _ in seen(parts("plain")).tags]

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from edkit.page.pictures import Pair, Picture, grid, pairs, thumbnail
+from edkit.page.pictures import Mark, Pair, Picture, Tile, grid, pairs, sheet, thumbnail
 
 from .test_html import HOSTILE, seen  # isort: skip
 
@@ -98,3 +98,29 @@ def test_pictures_past_the_first_are_folded_away_and_none_is_lost() -> None:
     before, after = many.split("<details", 1)
     assert (before.count("<li>"), after.count("<li>")) == (4, 3)
     assert "The other 3" in after
+
+
+def test_marks_lie_where_they_were_meant_and_shade_what_is_cut() -> None:
+    marks = (
+        Mark(box=(0.25, 0, 0.75, 1), kind="keep", label="what stays"),
+        Mark(box=(-0.1, 0.5, 0.3, 1.2), label="a head"),
+    )
+    markup = grid([Picture(source=noise(300, 200), marks=marks)], page_dir=Path())
+    tags = seen(markup).tags
+    frames = [attrs for name, attrs in tags if name == "rect"]
+    assert [(a["x"], a["y"], a["width"], a["height"]) for a in frames] == [
+        ("25.00", "0.00", "50.00", "100.00"),
+        ("0.00", "50.00", "30.00", "50.00"),
+    ]
+    [shade] = [str(attrs["d"]) for name, attrs in tags if name == "path"]
+    assert shade.startswith("M0 0H100V100H0Z") and "M25.00 0.00V100.00H75.00V0.00Z" in shade
+    assert [attrs["aria-label"] for name, attrs in tags if name == "svg"] == ["what stays; a head"]
+
+
+def test_a_contact_sheet_links_every_picture_and_keeps_odd_names_text(tmp_path: Path) -> None:
+    tiles = [Tile(data=b"RIFF", href=tmp_path / f"{n}.jpg", label=words) for n, words in enumerate(HOSTILE)]
+    tiles.append(Tile(data=None, href=tmp_path / "javascript:alert(1)", label="broken"))
+    tags = seen(sheet(tiles, page_dir=tmp_path)).tags
+    assert [name for name, _ in tags] == ["div", *["a", "img"] * len(HOSTILE), "a", "i"]
+    assert all(str(attrs["href"]).startswith("./") for name, attrs in tags if name == "a")
+    assert all(set(attrs) == {"src", "alt", "decoding", "loading"} for name, attrs in tags if name == "img")
