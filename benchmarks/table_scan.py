@@ -189,7 +189,7 @@ WAYS: dict[str, Callable[[str], tuple[int, int]]] = {
 
 def child(way: str, path: str) -> None:
     """Answer once and print what it took."""
-    for module in {"edkit": ("edkit.gather.laion", "pyarrow.parquet", "pyarrow.compute"), "DuckDB": ("duckdb",),
+    for module in {"edkit": ("edkit.gather.laion", "pyarrow.parquet", "pyarrow.compute", "duckdb"), "DuckDB": ("duckdb",),
                    "Polars": ("polars",), "pyarrow": ("pyarrow.dataset",)}[way]:  # fmt: skip
         __import__(module)
     started = time.perf_counter()

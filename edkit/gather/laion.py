@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from edkit.data.errors import UsageError
 from edkit.gather.candidate import Candidate, Funnel
-from edkit.gather.rows import UNREADABLE_LINE, UNREADABLE_TEXT, Chunk, Drop, Range, scan
+from edkit.gather.rows import UNREADABLE_LINE, UNREADABLE_TEXT, Chunk, Drop, Range, Search, scan
 from edkit.gather.seen import Seen, marks_of
 from edkit.gather.tables import Table
+from edkit.gather.words import number, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,10 +98,10 @@ def candidates(
     rows are dropped. `part=(i, n)`, i from 1, takes one of n shares: which one a row falls into depends on its URL
     alone, so that the shares are disjoint, as large as each other but for chance, and hold no URL twice between them.
 
-    `shuffle` is a seed: then every order of the matches is as likely as any other. The place of a match depends on the seed and
-    its URL alone, not on how the rows are spread over files. For this the tables are read to their end before the first match
-    comes; the first 50,000 or so are held in memory meanwhile, and whoever takes more makes it read the tables once
-    more, into temporary files as large as the matches' texts.
+    `shuffle` is a seed: then every order of the matches is as likely as any other. The place of a match depends on
+    the seed and its URL alone, not on how the rows are spread over files. For this the tables are read to their end
+    before the first match comes; the first 50,000 are held in memory meanwhile, and whoever takes more makes
+    it read the tables once more, into temporary files as large as the matches' texts.
 
     Fills `funnel` as it goes. Whole Parquet row groups that some filter drops by their statistics are counted as that
     filter's. Memory: about 300 MB at most, and 1.5 bytes a match past eight million. Raises UsageError, BadInput.
@@ -309,20 +310,40 @@ class _Sieve:
             before, left = left, int(np.count_nonzero(mask))
             drop(why, before - left)
 
-        if "width" in columns and "height" in columns:
-            if self.filters.min_size or self.filters.max_aspect is not None:
-                short = np.minimum(columns["width"], columns["height"])
-                unknown = ~(short > 0)
-                if self.filters.min_size:
-                    require(unknown | (short >= self.filters.min_size), self.size_name)
-                if self.filters.max_aspect is not None:
-                    long = np.maximum(columns["width"], columns["height"])
-                    require(unknown | (long <= short * self.filters.max_aspect), self.aspect_name)
+        asks_size = bool(self.filters.min_size) or self.filters.max_aspect is not None
+        if asks_size and "width" in columns and "height" in columns:
+            short = np.minimum(columns["width"], columns["height"])
+            not_known = ~(short > 0)
+            if self.filters.min_size:
+                require(not_known | (short >= self.filters.min_size), self.size_name)
+            if self.filters.max_aspect is not None:
+                long = np.maximum(columns["width"], columns["height"])
+                require(not_known | (long <= short * self.filters.max_aspect), self.aspect_name)
         for role, (name, limit, least) in self.scores.items():
             require(columns[role] >= limit if least else columns[role] <= limit, name)
         return mask
 
     # ---- captions
+
+    def search(self, table: Table, sizes_known: bool) -> Search | None:
+        """The words to search for first, and the numbers that narrow where."""
+        name, terms, how = self.words[0] if self.words else ("", [], "none")
+        # without the caption's words a row would have to be counted as the filter's that it is dropped by
+        if how == "none" or any(term.generous.strip("(?s).+") == "" for term in terms):
+            return None
+        columns = {role: column for role, column in table.columns.items() if table.kinds.get(column) == "number"}
+        conditions = [
+            number(columns[role], ">=" if least else "<=", limit)
+            for role, (_, limit, least) in self.scores.items()
+            if role in columns
+        ]
+        width, height = columns.get("width"), columns.get("height")
+        if width and height and self.filters.min_size:
+            both = " AND ".join(number(column, ">=", self.filters.min_size) for column in (width, height))
+            conditions.append(both if sizes_known else f"({both} OR {unknown(width)} OR {unknown(height)})")
+        return Search(
+            name=name, conditions=tuple(conditions), patterns=tuple(term.generous for term in terms), all_=how == "all"
+        )
 
     def by_caption(self, captions: pa.Array, drop: Drop) -> Mask | None:
         """True where the table's caption passes; one that the user gives in its place is not searched."""
@@ -340,14 +361,14 @@ class _Sieve:
                 for term in terms:
                     rows.keep(rows.where(term), name)
                 continue
-            found = np.zeros(len(rows), bool)
+            found: Mask = np.zeros(len(rows), bool)
             for term in terms:
                 found |= rows.where(term, rows.may_hold(term))
             rows.keep(found if how == "any" else ~found, name)
         if self.regex is not None:
             search = self.regex.search
-            found = [search((cell or "").strip()) is not None for cell in rows.column.to_pylist()]
-            rows.keep(np.array(found, bool), "--regex")
+            matched = [search((cell or "").strip()) is not None for cell in rows.column.to_pylist()]
+            rows.keep(np.array(matched, bool), "--regex")
         return rows.mask
 
     # ---- other texts

@@ -194,13 +194,16 @@ def _csv_by_line(table: Table, data: bytes, roles: Sequence[str]) -> tuple[dict[
     import pyarrow as pa
 
     csv.field_size_limit(MAX_LINE_BYTES)
-    quoting = csv.QUOTE_NONE if table.kind == "tsv" else csv.QUOTE_MINIMAL
     text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
     wanted = [table.names.index(table.columns[role]) for role in roles]
     cells: list[list[bytes | None]] = [[] for _ in roles]
     places = []
     num_rows = 0
-    for row in csv.reader(text, delimiter=table.delimiter, quoting=quoting):
+    if table.kind == "tsv":
+        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(text, delimiter=table.delimiter)
+    for row in reader:
         if not row:
             continue
         if len(row) == len(table.names):

@@ -42,8 +42,8 @@ ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl")
 def write(path: Path, candidates: Iterable[Candidate]) -> int:
     """Write candidates as .parquet, .csv, .tsv or .jsonl (UTF-8), and return how many.
 
-    Streamed, and whole or not at all: the file gets its name once everything stands in it. Tabs and line breaks within a
-    .tsv's cells become blanks, as TSV has no way to write them. Raises UsageError for another ending, BadInput where
+    Streamed, and whole or not at all: the file gets its name once everything stands in it. Tabs and line breaks
+    within a .tsv's cells become blanks, as TSV has no way to write them. Raises UsageError for another ending, BadInput where
     it can't be written.
     """
     ending = path.suffix.lower()
@@ -56,7 +56,7 @@ def write(path: Path, candidates: Iterable[Candidate]) -> int:
             count = _write_parquet(file, candidates) if ending == ".parquet" else _write_lines(file, candidates, ending)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise BadInput(f"can't be written: {error.strerror or error}", where=str(path)) from error
     finally:

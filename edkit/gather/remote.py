@@ -467,7 +467,7 @@ def _driver_told(name: str) -> Iterator[None]:
         raise BadInput(f"its server refuses it: {error}", where=name, mend="log in as its driver expects") from error
     except (BadInput, MissingExtra, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - drivers raise what they like
+    except Exception as error:
         raise BadInput(f"can't be read: {type(error).__name__}: {error}", where=name) from error
 
 

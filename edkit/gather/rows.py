@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edkit.data.errors import BadInput
 from edkit.gather.lines import Block, blocks, line_columns
 from edkit.gather.parallel import InOrder, num_cores
 from edkit.gather.tables import Table
+from edkit.gather.words import Unsearchable, searched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +42,19 @@ _KEPT_NUMBERS = ("width", "height")
 class Sieve(Protocol):
     """The filters, in the order they are asked; each tells `drop` what it dropped."""
 
-    numbers: tuple[str, ...]  # roles, those that a table may lack included
-    texts: tuple[str, ...]
-    selective: bool  # whether captions are asked for more than being there
+    @property
+    def numbers(self) -> Sequence[str]:
+        """Roles, those that a table may lack included."""
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+
+    @property
+    def selective(self) -> bool:
+        """Whether captions are asked for more than being there."""
+
+    def search(self, table: Table, sizes_known: bool) -> Search | None:
+        """What of it another engine can ask; None where that is not worth it. `sizes_known`: every row's."""
 
     def by_ranges(self, ranges: Mapping[str, Range]) -> str:
         """The filter that drops every row of a row group with these ranges; empty where none surely does."""
@@ -67,6 +79,16 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A question to DuckDB whose answer holds every row that passes."""
+
+    name: str  # the filter of the words
+    conditions: tuple[str, ...]  # on numbers, in SQL
+    patterns: tuple[str, ...]  # of captions, RE2
+    all_: bool  # all of them, or any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """Rows read together and what of them passed; `numbers` and `texts` hold the `selected` rows alone."""
 
@@ -86,7 +108,7 @@ def scan(tables: Sequence[Table], sieve: Sieve) -> Iterator[tuple[Table, Chunk]]
     workers = max(2, min(_MOST_WORKERS, num_cores()))
     base, last = 0, None  # the first row of the unit at hand
     grown = 0
-    with InOrder(_units(tables), work, workers=workers) as chunks:
+    with InOrder(_units(tables, sieve), work, workers=workers) as chunks:
         for unit, chunk in chunks:
             if unit is not last:
                 base = 0 if last is None or unit.table is not last.table else base + grown
@@ -105,16 +127,21 @@ def scan(tables: Sequence[Table], sieve: Sieve) -> Iterator[tuple[Table, Chunk]]
 
 
 class _Unit(Protocol):
-    table: Table
+    @property
+    def table(self) -> Table: ...
 
     def chunks(self, sieve: Sieve) -> Iterator[Chunk]: ...
 
 
-def _units(tables: Sequence[Table]) -> Iterator[_Unit]:
+def _units(tables: Sequence[Table], sieve: Sieve) -> Iterator[_Unit]:
     for table in tables:
         with _told(table):
             if table.kind == "parquet":
                 metadata = _parquet_metadata(table)
+                search = _search(table, metadata, sieve)
+                if search is not None:
+                    yield _Searched(table, metadata, search)
+                    continue
                 yield from (_Group(table, metadata, group) for group in range(metadata.num_row_groups))
             else:
                 yield from (_Lines(table, block) for block in blocks(table))
@@ -320,6 +347,115 @@ class _Group:
         return found
 
 
+# ---- Parquet on a disk whose captions are searched
+
+
+def _search(table: Table, metadata: Any, sieve: Sieve) -> Search | None:
+    names = [name.lower() for name in table.names]
+    if not isinstance(table.source, Path) or len(set(names)) < len(names):  # to DuckDB, case makes no other name
+        return None
+    sizes = [role for role in _KEPT_NUMBERS if role in table.columns]
+    groups = [_Group(table, metadata, group)._ranges(sizes) for group in range(metadata.num_row_groups)]
+    known = all(len(ranges) == 2 and all(r.all_known and r.least > 0 for r in ranges.values()) for ranges in groups)
+    return sieve.search(table, known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """A Parquet file: numbers from pyarrow, and what captions may hold the words from DuckDB."""
+
+    table: Table
+    metadata: Any
+    search: Search
+
+    def chunks(self, sieve: Sieve) -> Iterator[Chunk]:
+        with _told(self.table):
+            done = [0]  # row groups, and rows given out of the one at hand
+            given = [0]
+            try:
+                yield from self._chunks(sieve, done, given)
+            except Unsearchable as error:
+                if given[0]:
+                    raise BadInput(f"broke off while it was read: {error}", where=self.table.name) from error
+                for group in range(done[0], self.metadata.num_row_groups):
+                    yield from _Group(self.table, self.metadata, group)._chunks(sieve)
+
+    def _chunks(self, sieve: Sieve, done: list[int], given: list[int]) -> Iterator[Chunk]:
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        roles = self.table.columns
+        numbers = [role for role in sieve.numbers if role in roles]
+        texts = [role for role in sieve.texts if role in roles]
+        found: list[pa.RecordBatch] = []
+        first = 0
+        asked = searched(
+            Path(self.table.source),  # type: ignore[arg-type]
+            columns={role: roles[role] for role in texts},
+            conditions=self.search.conditions,
+            caption=roles["caption"],
+            patterns=self.search.patterns,
+            all_=self.search.all_,
+        )
+        with (
+            self.table.open_random() as raw,
+            pq.ParquetFile(raw, metadata=self.metadata, pre_buffer=False, buffer_size=1 << 20) as file,
+            asked as batches,
+        ):
+            for number in range(self.metadata.num_row_groups):
+                group = _Group(self.table, self.metadata, number)
+                num_rows = self.metadata.row_group(number).num_rows
+                drops = _Drops()
+                why = sieve.by_ranges(group._ranges(numbers))
+                if why:
+                    drops(why, num_rows)
+                    mask, sizes = np.zeros(num_rows, bool), dict[str, Any]()
+                else:
+                    mask, sizes = group._number_pass(file, sieve, num_rows, numbers, drops)
+                missing = int(np.count_nonzero(mask))
+                for batch in _until(batches, found, first + num_rows):
+                    rows = batch.column(0).to_numpy() - first
+                    rows_pass = mask[rows]
+                    rows = rows[rows_pass]
+                    missing -= len(rows)
+                    columns = {role: _taken(batch.column(1 + i), rows_pass) for i, role in enumerate(texts)}
+                    rows, columns = _sift_texts(sieve, rows, columns, drops, captions_done=False)
+                    if not len(rows):
+                        continue
+                    given[0] += len(rows)
+                    yield Chunk(
+                        num_rows=0,
+                        selected=rows + first,
+                        sizes={role: values[rows] for role, values in sizes.items()},
+                        texts=columns,
+                        dropped=drops.take(),
+                    )
+                # what DuckDB didn't give holds the words nowhere
+                drops(self.search.name, missing)
+                yield _nothing(num_rows, drops)
+                first += num_rows
+                done[0], given[0] = number + 1, 0
+
+
+def _until(batches: Iterator[pa.RecordBatch], left: list[pa.RecordBatch], end: int) -> Iterator[pa.RecordBatch]:
+    """Parts of the batches with rows before `end`; what lies after it waits in `left`."""
+    import numpy as np
+
+    while True:
+        if not left:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            left.append(batch)
+        batch = left.pop()
+        cut = int(np.searchsorted(batch.column(0).to_numpy(), end))
+        if cut:
+            yield batch.slice(0, cut)
+        if cut < batch.num_rows:
+            left.append(batch.slice(cut))
+            return
+
+
 # ---- lines
 
 
@@ -449,7 +585,7 @@ def texts_of(column: pa.Array, drop: Drop | None) -> tuple[pa.Array, Mask | None
     return pa.array([cell for cell in cells if cell is not False], pa.large_string()), valid
 
 
-def _decoded(cell: bytes | None) -> str | None | bool:
+def _decoded(cell: bytes | None) -> str | bool | None:
     try:
         return None if cell is None else cell.decode("utf-8")
     except UnicodeDecodeError:

@@ -92,7 +92,7 @@ def _rest(
     span = (2**64 - bound) // num_files + 1
     files: list[IO[bytes]] = []
     try:
-        files.extend(tempfile.TemporaryFile(prefix="edkit-") for _ in range(num_files))
+        files.extend(tempfile.TemporaryFile(prefix="edkit-") for _ in range(num_files))  # noqa: SIM115
         for batch in batches(Funnel()):
             keys = keys_of(batch.marks, seed)
             by_file: dict[int, list[_Keyed]] = {}
@@ -102,8 +102,7 @@ def _rest(
                 pickle.dump(some, files[number], pickle.HIGHEST_PROTOCOL)
             yield []
         for file in files:
-            for some in _sorted(file):
-                yield some
+            yield from _sorted(file)
             file.close()
     finally:
         for file in files:

@@ -173,7 +173,8 @@ def open_table(source: Path | str | Remote, *, columns: Mapping[str, str] | None
     kind = known[0]
     import pyarrow as pa
 
-    header, delimiter, first = True, "\t" if kind == "tsv" else ",", []
+    header, delimiter = True, "\t" if kind == "tsv" else ","
+    first: list[str] = []
     try:
         if kind == "parquet":
             import pyarrow.parquet as pq
@@ -327,10 +328,12 @@ def _first_record(start: bytes, kind: Kind) -> tuple[str, list[str]]:
         delimiter = max(",;\t|", key=lambda mark: (line.count(mark), -",;\t|".index(mark)))
         if "," in line and not _names_split(line, delimiter):
             delimiter = ","
-    quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
     csv.field_size_limit(1 << 24)
+    lines = io.StringIO(text, newline="")
     try:
-        return delimiter, next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting), [])
+        if kind == "tsv":
+            return delimiter, next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
+        return delimiter, next(csv.reader(lines, delimiter=delimiter), [])
     except csv.Error as error:
         raise EOFError(f"its first line: {error}") from error
 
