@@ -102,6 +102,7 @@ CREATE TABLE cached (path, kind TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns I
 CREATE TABLE content (id INTEGER PRIMARY KEY, key NOT NULL UNIQUE);
 CREATE TABLE name (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE fact (content INTEGER NOT NULL, name INTEGER NOT NULL, value, PRIMARY KEY (content, name))
+    WITHOUT ROWID
 """
 
 
@@ -344,21 +345,44 @@ class Catalog:
         wanted = list(dict.fromkeys(names))
         found: dict[str, dict[str, FactValue]] = {}
         asked = list(dict.fromkeys(ids))
-        for part in _batches(asked, _ASK):
+        with self._facts_told():
+            numbers = self._facts_db.execute(
+                f"SELECT name, id FROM name WHERE name IN ({_marks(wanted)})", wanted
+            ).fetchall()
+        for part in _batches(asked, _ASK) if numbers else ():
             with self._facts_told():
-                rows = self._facts_db.execute(
-                    "SELECT content.key, name.name, fact.value "
-                    "FROM content JOIN fact ON fact.content = content.id JOIN name ON name.id = fact.name "
-                    f"WHERE content.key IN ({_marks(part)}) AND name.name IN ({_marks(wanted)})",
-                    [*(_packed(id) for id in part), *wanted],
-                )
-                for key, name, value in rows:
-                    found.setdefault(_unpacked(key), {})[name] = value
+                found.update(self._facts_of(part, numbers))
         if self._facts:
             for id in asked:
                 for name in wanted:
                     if (id, name) in self._facts:
                         found.setdefault(id, {})[name] = self._facts[id, name]
+        return found
+
+    def _facts_of(self, ids: Sequence[str], numbers: Sequence[tuple[str, int]]) -> dict[str, dict[str, FactValue]]:
+        """The facts by those names (and their numbers) of a few contents."""
+        found: dict[str, dict[str, FactValue]] = {}
+        marks, keys = _marks(ids), [_packed(id) for id in ids]
+        names = [name for name, _ in numbers]
+        # one row a content: a Python loop over single facts would take longer than SQLite does
+        values = ", ".join(
+            f"(SELECT value FROM fact WHERE content = c.id AND name = {number})" for _, number in numbers
+        )
+        doubtful: list[bytes | str] = []
+        for row in self._facts_db.execute(f"SELECT key, {values} FROM content AS c WHERE key IN ({marks})", keys):
+            if None in row:  # not known, or known to be None
+                doubtful.append(row[0])
+            else:
+                found[_unpacked(row[0])] = dict(zip(names, row[1:], strict=True))
+        if doubtful:
+            rows = self._facts_db.execute(
+                "SELECT content.key, name.name, fact.value FROM content JOIN fact ON fact.content = content.id"
+                f" JOIN name ON name.id = fact.name WHERE content.key IN ({_marks(doubtful)})"
+                f" AND name.id IN ({', '.join(str(number) for _, number in numbers)})",
+                doubtful,
+            )
+            for key, name, value in rows:
+                found.setdefault(_unpacked(key), {})[name] = value
         return found
 
     def put_facts(self, rows: Iterable[tuple[str, str, FactValue]]) -> None:
@@ -367,14 +391,20 @@ class Catalog:
             self._facts.update(((id, name), value) for id, name, value in rows)
             return
         given = [(_packed(id), name, value) for id, name, value in rows]
+        if not given:
+            return
+        keys = list({key for key, _, _ in given})
         with self._facts_told(), transaction(self._facts_db):
             db = self._facts_db
-            db.executemany("INSERT OR IGNORE INTO content (key) VALUES (?)", {(key,) for key, _, _ in given})
+            db.executemany("INSERT OR IGNORE INTO content (key) VALUES (?)", ((key,) for key in keys))
             db.executemany("INSERT OR IGNORE INTO name (name) VALUES (?)", {(name,) for _, name, _ in given})
+            names = dict(db.execute("SELECT name, id FROM name").fetchall())
+            contents: dict[object, int] = {}
+            for part in _batches(keys, _ASK):
+                contents.update(db.execute(f"SELECT key, id FROM content WHERE key IN ({_marks(part)})", part))
             db.executemany(
-                "INSERT OR REPLACE INTO fact SELECT content.id, name.id, ?3 FROM content, name "
-                "WHERE content.key = ?1 AND name.name = ?2",
-                given,
+                "INSERT OR REPLACE INTO fact (content, name, value) VALUES (?, ?, ?)",
+                ((contents[key], names[name], value) for key, name, value in given),
             )
 
     # ------------------------------------------------------------------ small caches by path
@@ -765,7 +795,9 @@ def _unpacked(key: bytes | str) -> str:
 
 def _storable(value: object) -> object:
     """Text that is not Unicode (an odd URL or caption) with its odd parts replaced."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-8", "replace").decode()
 
 
 def _who() -> str:
