@@ -34,6 +34,7 @@ _NOT_EXTRA = frozenset(
     {"ticket", "code", "reason", "http_status", "final_url", "sha256", "num_bytes", "width", "height", "suffix"}
     | {"staged", "tries"}
 )
+_EXTRA = tuple(field.name for field in fields(Fetched) if field.name not in _NOT_EXTRA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,10 +262,10 @@ class Placer:
         if fetched.tries > 1:
             extra["tries"] = fetched.tries
         # whatever else the fetch found out, such as whether the table's hashes match
-        for field in fields(fetched):
-            value = getattr(fetched, field.name)
-            if field.name not in _NOT_EXTRA and value is not None and value != "":
-                extra[field.name] = value
+        for name in _EXTRA:
+            value = getattr(fetched, name)
+            if value is not None and value != "":
+                extra[name] = value
         return LedgerRow(
             outcome=code,
             url=candidate.url,
