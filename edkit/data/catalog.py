@@ -341,7 +341,7 @@ class Catalog:
     # ------------------------------------------------------------------ facts
 
     def facts(self, ids: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, FactValue]]:
-        """The known facts of some contents: id -> {fact name: value}; an id without any is left out."""
+        """The known facts of some contents: id -> {fact name: value}; an id without any is left out, and so is None."""
         wanted = list(dict.fromkeys(names))
         found: dict[str, dict[str, FactValue]] = {}
         asked = list(dict.fromkeys(ids))
@@ -368,21 +368,12 @@ class Catalog:
         values = ", ".join(
             f"(SELECT value FROM fact WHERE content = c.id AND name = {number})" for _, number in numbers
         )
-        doubtful: list[bytes | str] = []
         for row in self._facts_db.execute(f"SELECT key, {values} FROM content AS c WHERE key IN ({marks})", keys):
-            if None in row:  # not known, or known to be None
-                doubtful.append(row[0])
-            else:
-                found[_unpacked(row[0])] = dict(zip(names, row[1:], strict=True))
-        if doubtful:
-            rows = self._facts_db.execute(
-                "SELECT content.key, name.name, fact.value FROM content JOIN fact ON fact.content = content.id"
-                f" JOIN name ON name.id = fact.name WHERE content.key IN ({_marks(doubtful)})"
-                f" AND name.id IN ({', '.join(str(number) for _, number in numbers)})",
-                doubtful,
-            )
-            for key, name, value in rows:
-                found.setdefault(_unpacked(key), {})[name] = value
+            facts = dict(zip(names, row[1:], strict=True))
+            if None in row:
+                facts = {name: value for name, value in facts.items() if value is not None}
+            if facts:
+                found[_unpacked(row[0])] = facts
         return found
 
     def put_facts(self, rows: Iterable[tuple[str, str, FactValue]]) -> None:
