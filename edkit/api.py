@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edkit.gather.kohya import import_kohya as import_kohya
     from edkit.gather.scrape import scrape as scrape
     from edkit.gather.webdataset import import_webdataset as import_webdataset
+    from edkit.train.convert import convert as convert
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
     from edkit.train.loop import train as train
@@ -77,6 +78,7 @@ _WHERE = {
     "plan": "edkit.balance.plan",
     "train": "edkit.train.loop",
     "generate": "edkit.train.generate",
+    "convert": "edkit.train.convert",
     "init_model": "edkit.train.initial",
     "undo": "edkit.data.journal",
     "history": "edkit.data.story",

@@ -239,6 +239,28 @@ def generate(
 
 
 @app.command(
+    rich_help_panel=PANEL,
+    epilog="Example: edkit convert runs/dog/export --to single-file --out dog.safetensors --precision fp16",
+)
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A diffusers folder, a .safetensors file, or a hub id.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="single-file (what user interfaces load) or diffusers (a folder).")],
+    out: Annotated[Path, typer.Option("--out", help="The new file or folder.")],
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16 weights.")] = "fp32",
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+) -> None:
+    """Write a model as one file in the original layout, or as a diffusers folder."""
+    from edkit.train.convert import convert as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        made = verb(model, to=to, out=out, precision=precision)
+        ui.done(made, f"{made.out}: {made.family}, {console.size(made.num_bytes)}")
+
+
+@app.command(
     "init-model",
     rich_help_panel=PANEL,
     epilog="Example: edkit init-model sd1 --size tiny --out models/tiny",

@@ -9,18 +9,29 @@ from pathlib import Path
 
 from edkit.train.checkpoint import need_room
 from edkit.train.families.base import DTYPES, Family
+from edkit.train.families.single_file import save_single_file
 
 
 def export_model(
-    family: Family, out: Path, *, precision: str = "fp32", metadata: Mapping[str, str] | None = None
+    family: Family,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    metadata: Mapping[str, str] | None = None,
+    single_file: bool = False,
 ) -> Path:
-    """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one."""
+    """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one.
+
+    With `single_file` the folder holds `model.safetensors` besides: the same model in the original layout.
+    """
     weights = sum(p.numel() for part in family.parts().values() for p in part.parameters())
-    return export_folder(
-        out,
-        lambda part: family.save(part, precision=precision, metadata=metadata or {}),
-        num_bytes=weights * DTYPES[precision].itemsize,
-    )
+
+    def write(part: Path) -> None:
+        family.save(part, precision=precision, metadata=metadata or {})
+        if single_file:
+            save_single_file(family, part / "model.safetensors", precision=precision, metadata=metadata or {})
+
+    return export_folder(out, write, num_bytes=(1 + single_file) * weights * DTYPES[precision].itemsize)
 
 
 def export_folder(out: Path, write: Callable[[Path], None], *, num_bytes: int) -> Path:

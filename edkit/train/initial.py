@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,11 +153,79 @@ def init_model(
         raise UsageError(f"{size}: sizes are tiny and real")
     if prediction not in (None, "epsilon", "v_prediction"):
         raise UsageError(f"{prediction}: models predict epsilon or v_prediction")
+    build = _builder(family, size, prediction, out.absolute())
+    return _written(build, out, seed=seed, size=size)
+
+
+def published(family: str, *, prediction: str | None, folder: Path) -> UNetModel:
+    """A family's model as published, its weights not filled yet (on the meta device)."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return _builder(family, "real", prediction, folder)()
+
+
+def unfilled(family: str, configs: Mapping[str, Any], *, folder: Path) -> UNetModel:
+    """A model of the configs that `UNetModel.configs` gave, its weights not filled yet (on the meta device).
+
+    Raises KeyError, TypeError or ValueError where they make no model.
+    """
+    from accelerate import init_empty_weights
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    with init_empty_weights():
+        unet, vae = UNet2DConditionModel.from_config(configs["unet"]), AutoencoderKL.from_config(configs["vae"])
+        encoders = {
+            name: classes[name](CLIPTextConfig.from_dict(config)) for name, config in configs["text_encoders"].items()
+        }
+    tokenizers = {name: clip_tokenizer(pad=pad) for name, pad in configs["pad_tokens"].items()}
+    parts = {"folder": folder, "unet": unet, "vae": vae, "scheduler": configs["scheduler"]}
+    return _assembled(family, parts, encoders, tokenizers, dict(configs.get("index", {})))
+
+
+def _assembled(
+    family: str,
+    parts: dict[str, Any],
+    encoders: Mapping[str, Any],
+    tokenizers: Mapping[str, Any],
+    index: dict[str, Any],
+) -> UNetModel:
+    from edkit.train.families.sd1 import SD1
+    from edkit.train.families.sdxl import SDXL
+
+    if family == "sdxl":
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+        return SDXL(**parts, text_encoders=encoders, tokenizers=tokenizers, zeros_for_empty=zeros)
+    if family not in ("sd1", "sd2"):
+        raise ValueError(f"there is no family {family!r}")
+    return SD1(**parts, text_encoder=encoders["text_encoder"], tokenizer=tokenizers["tokenizer"])
+
+
+def _builder(family: str, size: str, prediction: str | None, folder: Path) -> Callable[[], UNetModel]:
+    """What makes a model of one of the sizes above."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
     parts = _MODELS[family][size]
-    said = {"prediction_type": prediction or _PREDICTIONS.get(family, "epsilon")}
-    make = make_sdxl if family == "sdxl" else make_sd1
-    texts = {"texts": parts["texts"]} if family == "sdxl" else {"text": parts["texts"][0]}
-    return make(out, seed=seed, size=size, unet=parts["unet"], vae=parts["vae"], scheduler=SD_NOISE | said, **texts)
+    classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    scheduler = SD_NOISE | {"prediction_type": prediction or _PREDICTIONS.get(family, "epsilon")}
+
+    def build() -> UNetModel:
+        # OpenCLIP's encoders pad with an exclamation mark, which is token 0; OpenAI's with the end marker
+        words = [
+            clip_tokenizer(pad="!" if text.get("hidden_act") == "gelu" else "<|endoftext|>") for text in parts["texts"]
+        ]
+        encoders = {
+            name: _text_encoder(cls, text, tokenizer)
+            for (name, cls), text, tokenizer in zip(classes.items(), parts["texts"], words, strict=False)
+        }
+        tokenizers = dict(zip(("tokenizer", "tokenizer_2"), words, strict=False))
+        made = {"folder": folder, **_unet_and_vae(parts["unet"], parts["vae"]), "scheduler": scheduler}
+        return _assembled(family, made, encoders, tokenizers, {})
+
+    return build
 
 
 def make_sd1(
@@ -189,41 +257,6 @@ def make_sd1(
             text_encoder=_text_encoder(CLIPTextModel, text, words),
             tokenizer=words,
             scheduler=scheduler,
-        )
-
-    return _written(build, out, seed=seed, size=size)
-
-
-def make_sdxl(
-    out: Path,
-    *,
-    unet: Mapping[str, Any],
-    vae: Mapping[str, Any],
-    texts: Sequence[Mapping[str, Any]],
-    scheduler: Mapping[str, Any] = SD_NOISE,
-    tokenizer: Any = None,
-    seed: int = 555,
-    size: str = "custom",
-) -> Initialized:
-    """Write a Stable Diffusion XL pipeline with random weights: two text encoders, the second with a
-    projection. Else as `make_sd1`.
-    """
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    from edkit.train.families.sdxl import SDXL
-
-    def build() -> SDXL:
-        words = tokenizer or clip_tokenizer()
-        classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-        return SDXL(
-            folder=out.absolute(),
-            **_unet_and_vae(unet, vae),
-            text_encoders={
-                name: _text_encoder(cls, text, words) for (name, cls), text in zip(classes.items(), texts, strict=True)
-            },
-            tokenizers={"tokenizer": words, "tokenizer_2": words},
-            scheduler=scheduler,
-            zeros_for_empty=True,
         )
 
     return _written(build, out, seed=seed, size=size)
@@ -286,9 +319,9 @@ def _written(build: Callable[[], UNetModel], out: Path, *, seed: int, size: str)
     return Initialized(out=out, family=family.name, size=size, num_parameters=counts)
 
 
-def clip_tokenizer() -> Any:
+def clip_tokenizer(*, pad: str = "<|endoftext|>") -> Any:
     """CLIP's tokenizer as Stable Diffusion 1 has it: 49,408 tokens, 77 positions."""
     from transformers import CLIPTokenizer
 
     vocab, merges = clip_vocabulary()
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)

@@ -52,6 +52,7 @@ _HARMLESS |= {
     "save_every_minutes",
     "export_on_save",
     "export_precision",
+    "export_single_file",
 }
 _HARMLESS |= {
     "sample_prompts",
@@ -470,7 +471,10 @@ class _Trainer:
                     out, partial(self._write_lora, metadata=metadata), num_bytes=2 * _bytes(self.parameters.values())
                 )
             else:
-                self.exported = export_model(self.family, out, precision=self.s.export_precision, metadata=metadata)
+                self.exported = export_model(
+                    self.family, out, precision=self.s.export_precision, metadata=metadata,
+                    single_file=self.s.export_single_file,
+                )  # fmt: skip
 
     def _write_lora(self, folder: Path, *, metadata: Mapping[str, str]) -> None:
         s, dataset = self.s, self.data.plan.dataset

@@ -115,6 +115,7 @@ class TrainSettings:
     keep_checkpoints: int = 2  # to resume from; older ones go
     export_on_save: bool = True  # every save leaves a usable model in exports/, too
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    export_single_file: bool = False  # the export holds model.safetensors in the original layout, too
     sample_prompts: tuple[str, ...] = ()
     sample_every_steps: int | None = None  # None with prompts: at step 0 and at the end
     sample_steps: int = 25

@@ -24,13 +24,17 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def load_family(model: str | Path, family: str = "auto") -> Family:
-    """Load a diffusers folder (or a hub id) in fp32 on the CPU, as the family named or the one its index
-    names.
+    """Load a diffusers folder, a hub id or a single `.safetensors` file in fp32 on the CPU, as the family named
+    or the one its index or its keys name.
 
     Raises BadInput where the folder is no pipeline, of a family edkit doesn't train, or has only pickled
     weights.
     """
     folder = find_model(model)
+    if folder.is_file():
+        from edkit.train.families.single_file import load_single_file
+
+        return load_single_file(folder)
     index = read_index(folder)
     pipeline = str(index.get("_class_name"))
     for name, module_name in REGISTRY.items():
@@ -47,8 +51,8 @@ def load_family(model: str | Path, family: str = "auto") -> Family:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model: as named, the small one that ships (`nano`), or the hub's snapshot of an id such as
-    `owner/name` (safetensors only).
+    """The folder (or the single file) of a model: as named, the small one that ships (`nano`), or the hub's
+    snapshot of an id such as `owner/name` (safetensors only).
     """
     folder = Path(model)
     if folder.is_dir():
@@ -56,8 +60,8 @@ def find_model(model: str | Path) -> Path:
     text = str(model)
     if text == "nano":
         return nano.model_dir().resolve()
-    if folder.exists():
-        raise BadInput("is a file; a model is a diffusers folder", where=text, mend="convert it first")
+    if folder.is_file():
+        return folder.resolve()
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise BadInput("there is no such model folder", where=text)
     from huggingface_hub import snapshot_download

@@ -24,7 +24,6 @@ class Family(Protocol):
 
     name: str
     folder: Path  # where it was loaded from
-    vae_hash: str  # of the image encoder's weights and config: latents made by another one are no good
     vae_factor: int  # pixels a latent, on each side
     bucket_step: int  # widths and heights are multiples of this, in pixels
     resolution: int  # the side of the square it was made for, in pixels
@@ -33,6 +32,10 @@ class Family(Protocol):
     prediction_type: Literal["epsilon", "v_prediction"]
     clip_skip: int  # 1: the text states the family was made with; 2: one layer earlier, and so on
     caption_chunks: int  # how many times the encoder's length a caption may have
+
+    @property
+    def vae_hash(self) -> str:
+        """SHA-256 of the image encoder's weights and config: latents made by another one are no good."""
 
     @property
     def max_tokens(self) -> int:

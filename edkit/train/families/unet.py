@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -58,7 +59,6 @@ class UNetModel:
         self.bucket_step = max(64, halved) if self.resolution >= 512 else halved
         self.latent_channels = int(vae.config.latent_channels)
         self.clip_skip = self.caption_chunks = 1
-        self.vae_hash = hash_of(vae)
         self._scheduler_config = _scheduler_config(scheduler)
         prediction = self._scheduler_config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
@@ -68,6 +68,10 @@ class UNetModel:
             )
         self.prediction_type: Literal["epsilon", "v_prediction"] = prediction
         self._schedule_noise()
+
+    @cached_property
+    def vae_hash(self) -> str:
+        return hash_of(self.vae)
 
     @property
     def max_tokens(self) -> int:
@@ -195,6 +199,17 @@ class UNetModel:
             scheduler |= _ZERO_SNR
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", self._index(scheduler))
+
+    def configs(self) -> dict[str, Any]:
+        """What `initial.unfilled` needs to make an equal model without weights."""
+        return {
+            "unet": _config_of(self.unet, "fp32"),
+            "vae": _config_of(self.vae, "fp32"),
+            "text_encoders": {name: _config_of(encoder, "fp32") for name, encoder in self.text_encoders.items()},
+            "pad_tokens": {name: tokenizer.pad_token for name, tokenizer in self.tokenizers.items()},
+            "scheduler": dict(self._scheduler_config),
+            "index": self.index(),
+        }
 
     def index(self) -> dict[str, Any]:
         """What this family's `model_index.json` says besides the parts."""

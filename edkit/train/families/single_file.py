@@ -1,0 +1,297 @@
+"""One `.safetensors` file with a whole model in the original layout, which user interfaces load: written and read.
+
+The layout is CompVis's and Stability's (`model.diffusion_model.*`, `first_stage_model.*`, `cond_stage_model.*` or
+`conditioner.embedders.*`). Where each weight stands follows from a model's own configs, so that models of any size go
+there and back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from edkit.data.errors import BadInput
+from edkit.train.families.base import DTYPES, Family, unwrapped_state, write_safetensors
+from edkit.train.families.unet import UNetModel, ready
+
+How = Literal["same", "conv", "transposed", "q", "k", "v"]
+"""How a weight stands in the file: as it is, as a convolution of one pixel, transposed, or as a third of a joint."""
+
+CLIP_TOKENS = 49_408
+_CONFIGS = "edkit_configs"  # in the file's metadata
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one weight of a model stands in the file."""
+
+    key: str  # of its module
+    file_key: str
+    how: How = "same"
+
+
+def save_single_file(family: Family, path: Path, *, precision: str, metadata: Mapping[str, str]) -> None:
+    """Write all weights of a U-Net family into one file; it loads back equal, and in other tools.
+
+    Raises BadInput for a family that has no such layout, or a vocabulary that isn't CLIP's.
+    """
+    if not isinstance(family, UNetModel):
+        raise BadInput(f"a {family.name} model has no single-file layout that edkit knows", where=str(family.folder))
+    strange = [name for name, tokenizer in family.tokenizers.items() if len(tokenizer) != CLIP_TOKENS]
+    if strange:
+        raise BadInput(
+            "has a vocabulary of its own, for which a single file has no room",
+            where=str(family.folder / strange[0]),
+            mend="use the diffusers folder",
+        )
+    dtype = DTYPES[precision]
+    state: dict[str, Tensor] = {}
+    joint: dict[str, dict[str, Tensor]] = {}
+    for part, places in _parts(family):
+        weights = unwrapped_state(part, dtype)
+        for place in places:
+            tensor = weights[place.key]
+            if place.how in ("q", "k", "v"):
+                joint.setdefault(place.file_key, {})[place.how] = tensor
+            else:
+                state[place.file_key] = _laid(tensor, place.how).contiguous()
+    state |= {key: torch.cat([thirds[part] for part in "qkv"]) for key, thirds in joint.items()}
+    said = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.prediction_type": "v" if family.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
+        "edkit_family": family.name,
+        _CONFIGS: json.dumps(family.configs(), sort_keys=True),
+    }
+    write_safetensors(path, state, {**said, **metadata})
+
+
+def load_single_file(path: Path) -> Family:
+    """A model from one file in the original layout, in fp32. Its configs are the file's own, where edkit wrote it, else
+    those of the published model that its keys name; its tokenizer is CLIP's.
+
+    Raises BadInput for a pickle, a file of another layout, missing weights, or shapes of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise BadInput(
+            "is no .safetensors file", where=str(path), mend="a pickle can run code: save the model as .safetensors"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            keys = set(file.keys())
+            family = _empty(file.metadata() or {}, keys, path)
+            for part, places in _parts(family):
+                missing = [place for place in places if place.file_key not in keys]
+                if missing:
+                    raise BadInput(
+                        f"lacks {len(missing)} of {len(places)} weights of a {family.name} model's part "
+                        f"({missing[0].file_key}, ...)",
+                        where=str(path),
+                    )
+                _fill(part, places, file.get_tensor, path)
+                ready(part)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"can't be read: {error}", where=str(path)) from None
+    return cast(Family, family)
+
+
+# ---- where weights stand
+
+
+def _parts(family: UNetModel) -> Iterator[tuple[Any, Sequence[Place]]]:
+    """Every module, and the places of its weights."""
+    yield family.unet, _placed(family.unet, "model.diffusion_model.", _unet_place(family.unet))
+    yield family.vae, _placed(family.vae, "first_stage_model.", _vae_place(family.vae))
+    encoders = family.text_encoders
+    if family.name == "sd1":
+        yield _text(encoders["text_encoder"], "cond_stage_model.transformer.", _clip_place)
+    elif family.name == "sd2":
+        yield _text(encoders["text_encoder"], "cond_stage_model.model.", _open_clip_place)
+    else:
+        yield _text(encoders["text_encoder"], "conditioner.embedders.0.transformer.", _clip_place)
+        yield _text(encoders["text_encoder_2"], "conditioner.embedders.1.model.", _open_clip_place)
+
+
+def _placed(module: Any, prefix: str, place: Callable[[str], tuple[str, How]]) -> list[Place]:
+    found = []
+    for key in module.state_dict():
+        file_key, how = place(key)
+        found.append(Place(key, prefix + file_key, how))
+    return found
+
+
+def _text(module: Any, prefix: str, place: Callable[[str], tuple[str, How]]) -> tuple[Any, list[Place]]:
+    return module, _placed(module, prefix, lambda key: place(key.removeprefix("text_model.")))
+
+
+def _unet_place(unet: Any) -> Callable[[str], tuple[str, How]]:
+    """Levels are numbered through: every level has its layers and one step down (or up)."""
+    levels = len(unet.config.block_out_channels)
+    layers = unet.config.layers_per_block
+    attends_up = ["CrossAttn" in kind for kind in unet.config.up_block_types]
+    blocks: dict[str, str] = {f"{ours}.": f"{theirs}." for ours, theirs in _UNET_ENDS.items()}
+    for i in range(levels):
+        for j in range(layers):
+            blocks[f"down_blocks.{i}.resnets.{j}."] = f"input_blocks.{(layers + 1) * i + j + 1}.0."
+            blocks[f"down_blocks.{i}.attentions.{j}."] = f"input_blocks.{(layers + 1) * i + j + 1}.1."
+        blocks[f"down_blocks.{i}.downsamplers.0.conv."] = f"input_blocks.{(layers + 1) * (i + 1)}.0.op."
+        for j in range(layers + 1):
+            blocks[f"up_blocks.{i}.resnets.{j}."] = f"output_blocks.{(layers + 1) * i + j}.0."
+            blocks[f"up_blocks.{i}.attentions.{j}."] = f"output_blocks.{(layers + 1) * i + j}.1."
+        after = 2 if attends_up[i] else 1
+        blocks[f"up_blocks.{i}.upsamplers.0."] = f"output_blocks.{(layers + 1) * i + layers}.{after}."
+    blocks |= {"mid_block.resnets.0.": "middle_block.0.", "mid_block.attentions.0.": "middle_block.1."}
+    blocks["mid_block.resnets.1."] = "middle_block.2."
+
+    def place(key: str) -> tuple[str, How]:
+        for ours, theirs in blocks.items():
+            if key.startswith(ours):
+                rest = key.removeprefix(ours)
+                if ".resnets." in ours:
+                    layer, _, kind = rest.rpartition(".")
+                    rest = f"{_RESNET[layer]}.{kind}"
+                return theirs + rest, "same"
+        raise AssertionError(f"a weight of the U-Net that no rule places: {key}")
+
+    return place
+
+
+def _vae_place(vae: Any) -> Callable[[str], tuple[str, How]]:
+    top = len(vae.config.block_out_channels) - 1
+
+    def place(key: str) -> tuple[str, How]:
+        how: How = "same"
+        found = re.match(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)$", key)
+        if found:
+            if found[2] != "group_norm" and found[3] == "weight":
+                how = "conv"  # the original attends by convolutions of one pixel
+            return f"{found[1]}.mid.attn_1.{_VAE_ATTENTION[found[2]]}.{found[3]}", how
+        key = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+        key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
+        key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", key)
+        # the original counts the decoder's levels from the image, not from the latents
+        key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{top - int(m[1])}.block.", key)
+        key = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{top - int(m[1])}.upsample.", key)
+        return key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out"), how
+
+    return place
+
+
+def _clip_place(key: str) -> tuple[str, How]:
+    return f"text_model.{key}", "same"
+
+
+def _open_clip_place(key: str) -> tuple[str, How]:
+    if key in _OPEN_CLIP_ENDS:
+        return _OPEN_CLIP_ENDS[key], "same"
+    if key == "text_projection.weight":
+        return "text_projection", "transposed"
+    found = re.match(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", key)
+    assert found, f"a weight of the text encoder that no rule places: {key}"
+    layer, name, kind = f"transformer.resblocks.{found[1]}", found[2], found[3]
+    if name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+        return f"{layer}.attn.in_proj_{kind}", cast(How, name[len("self_attn.")])
+    return f"{layer}.{_OPEN_CLIP[name]}.{kind}", "same"
+
+
+# ---- laying out and taking back
+
+
+def _laid(tensor: Tensor, how: How) -> Tensor:
+    if how == "conv":
+        return tensor[:, :, None, None]
+    return tensor.T if how == "transposed" else tensor
+
+
+def _taken(tensor: Tensor, how: How) -> Tensor:
+    if how == "conv":
+        return tensor.flatten(1)
+    if how in ("q", "k", "v"):
+        third = len(tensor) // 3
+        return tensor["qkv".index(how) * third :][:third]
+    return tensor.T if how == "transposed" else tensor
+
+
+def _fill(part: Any, places: Sequence[Place], tensor_of: Callable[[str], Tensor], path: Path) -> None:
+    """Give an unfilled module its weights, in fp32."""
+    state = {}
+    shapes = {key: tensor.shape for key, tensor in part.state_dict().items()}
+    for place in places:
+        tensor = _taken(tensor_of(place.file_key), place.how)
+        wanted = shapes[place.key]
+        if tensor.shape != wanted and tensor.numel() == wanted.numel() and tensor.ndim != len(wanted):
+            tensor = tensor.reshape(wanted)  # projections, some of which were saved as convolutions
+        if tensor.shape != wanted:
+            raise BadInput(f"{place.file_key} is {tuple(tensor.shape)}; {tuple(wanted)} is wanted", where=str(path))
+        state[place.key] = tensor.to(torch.float32).clone(memory_format=torch.contiguous_format)
+    part.load_state_dict(state, strict=False, assign=True)
+
+
+def _empty(metadata: Mapping[str, str], keys: set[str], path: Path) -> UNetModel:
+    """The model that the file holds, its weights unfilled."""
+    from edkit.train.initial import published, unfilled
+
+    name = metadata.get("edkit_family") or _named(keys, path)
+    prediction = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+    try:
+        if _CONFIGS in metadata:
+            return unfilled(name, json.loads(metadata[_CONFIGS]), folder=path)
+        return published(name, prediction=prediction, folder=path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"its configs make no model: {error}", where=str(path)) from None
+
+
+def _named(keys: set[str], path: Path) -> str:
+    signs = {
+        "sdxl": "conditioner.embedders.1.model.ln_final.weight",
+        "sd2": "cond_stage_model.model.ln_final.weight",
+        "sd1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    }
+    for name, key in signs.items():
+        if key in keys:
+            return name
+    raise BadInput(
+        "is no Stable Diffusion 1, 2 or XL checkpoint in the original layout",
+        where=str(path),
+        mend="name the model's diffusers folder",
+    )
