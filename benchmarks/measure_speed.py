@@ -77,7 +77,9 @@ FACTS = [name for name in USUAL if name != "sha256"]
 WAYS: dict[str, Callable[[Path], object]] = {
     "PIL full decode + imagehash pHash": usual_way,
     "PIL decode at edkit's scale, nothing else": bare,
-    "edkit, pHash in all eight orientations": lambda path: measure_file(path, ["phash", "phash_mirror", "phash_turned"]),
+    "edkit, pHash in all eight orientations": lambda path: measure_file(
+        path, ["phash", "phash_mirror", "phash_turned"]
+    ),
     f"edkit, all {len(FACTS)} usual facts": lambda path: measure_file(path, FACTS),
 }
 

@@ -48,6 +48,7 @@ FactValue = int | float | str | bytes | None
 
 _T = TypeVar("_T")
 _ASK = 500  # names or ids asked for in one SQL statement
+_NONE = b"\0none"  # a fact that is known to be None, where NULL is one that is not known
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
 _GATHERED_SCHEMA = """
@@ -341,7 +342,7 @@ class Catalog:
     # ------------------------------------------------------------------ facts
 
     def facts(self, ids: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, FactValue]]:
-        """The known facts of some contents: id -> {fact name: value}; an id without any is left out, and so is None."""
+        """The known facts of some contents: id -> {fact name: value}; an id without any is left out."""
         wanted = list(dict.fromkeys(names))
         found: dict[str, dict[str, FactValue]] = {}
         asked = list(dict.fromkeys(ids))
@@ -372,6 +373,8 @@ class Catalog:
             facts = dict(zip(names, row[1:], strict=True))
             if None in row:
                 facts = {name: value for name, value in facts.items() if value is not None}
+            if _NONE in row:
+                facts = {name: None if value == _NONE else value for name, value in facts.items()}
             if facts:
                 found[_unpacked(row[0])] = facts
         return found
@@ -395,7 +398,7 @@ class Catalog:
                 contents.update(db.execute(f"SELECT key, id FROM content WHERE key IN ({_marks(part)})", part))
             db.executemany(
                 "INSERT OR REPLACE INTO fact (content, name, value) VALUES (?, ?, ?)",
-                ((contents[key], names[name], value) for key, name, value in given),
+                ((contents[key], names[name], _NONE if value is None else value) for key, name, value in given),
             )
 
     # ------------------------------------------------------------------ small caches by path

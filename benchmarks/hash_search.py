@@ -1,0 +1,172 @@
+"""How long it takes to find every pair of near hashes, beside imagededup and faiss.
+
+    python benchmarks/hash_search.py [--hashes 1000000] [--peers 20000 100000] [--radius 8] [--venvs DIR]
+
+Random 64-bit hashes with planted neighbours: a thousandth of them is copied with 1 to `radius` bits flipped. Each peer runs in
+a virtual environment of its own (made once below `--venvs`) at the sizes it can do; what each one found is compared with
+edkit's pairs. Wall time and peak memory of a fresh process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+HASHES = """
+import numpy as np
+def hashes(number, radius):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2**64, number, dtype=np.uint64)
+    planted = number // 1000
+    sources = rng.permutation(number // 2)[:planted]
+    for place, source in zip(range(number - planted, number), sources):
+        bits = rng.permutation(64)[: int(rng.integers(1, radius + 1))]
+        values[place] = values[source] ^ np.uint64(sum(1 << int(bit) for bit in bits))
+    return values
+"""
+REPORT = """
+import resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+print(json.dumps({"seconds": seconds, "pairs": len(pairs), "peak": peak, "planted": sorted(pairs)[:200000]}))
+"""
+SEARCHES = {
+    "edkit": """
+from edkit.measure.search import pairs_within
+start = time.perf_counter()
+found = pairs_within(values, radius)
+seconds = time.perf_counter() - start
+pairs = set(zip(found.left.tolist(), found.right.tolist()))
+""",
+    "imagededup, BK-tree": """
+from imagededup.methods import PHash
+names = {str(i): f"{int(v):016x}" for i, v in enumerate(values)}
+start = time.perf_counter()
+found = PHash(verbose=False).find_duplicates(
+    encoding_map=names, max_distance_threshold=radius, search_method="bktree", num_dist_workers=2)
+seconds = time.perf_counter() - start
+pairs = {(min(int(a), int(b)), max(int(a), int(b))) for a, others in found.items() for b in others}
+""",
+    "imagededup, brute force (its default)": """
+from imagededup.methods import PHash
+names = {str(i): f"{int(v):016x}" for i, v in enumerate(values)}
+start = time.perf_counter()
+found = PHash(verbose=False).find_duplicates(
+    encoding_map=names, max_distance_threshold=radius, search_method="brute_force_cython", num_dist_workers=2)
+seconds = time.perf_counter() - start
+pairs = {(min(int(a), int(b)), max(int(a), int(b))) for a, others in found.items() for b in others}
+""",
+    "faiss, IndexBinaryFlat": """
+import faiss
+rows = values.view(np.uint8).reshape(-1, 8)
+start = time.perf_counter()
+index = faiss.IndexBinaryFlat(64)
+index.add(rows)
+pairs = set()
+for first in range(0, len(rows), 5000):
+    limits, _, labels = index.range_search(rows[first : first + 5000], radius + 1)
+    queries = np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64))) + first
+    keep = queries < labels
+    pairs |= set(zip(queries[keep].tolist(), labels[keep].tolist()))
+seconds = time.perf_counter() - start
+""",
+    "faiss, IndexBinaryMultiHash (4 x 16 bits, 2 flips)": """
+import faiss
+rows = values.view(np.uint8).reshape(-1, 8)
+start = time.perf_counter()
+index = faiss.IndexBinaryMultiHash(64, 4, 16)
+index.nflip = 2
+index.add(rows)
+pairs = set()
+for first in range(0, len(rows), 5000):
+    limits, _, labels = index.range_search(rows[first : first + 5000], radius + 1)
+    queries = np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(np.int64))) + first
+    keep = queries < labels
+    pairs |= set(zip(queries[keep].tolist(), labels[keep].tolist()))
+seconds = time.perf_counter() - start
+""",
+}
+PACKAGES = {"imagededup": "imagededup", "faiss": "faiss-cpu"}
+
+
+def python_of(name: str, venvs: Path) -> Path | str:
+    package = PACKAGES.get(name.split(",")[0])
+    if package is None:
+        return sys.executable
+    folder = venvs / f"edkit-{name.split(',')[0]}"
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not python.is_file():
+        print(f"installing {package} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
+    return python
+
+
+def searched(name: str, number: int, radius: int, venvs: Path, limit: float) -> dict[str, object] | str:
+    """What a fresh process found, or why it found nothing."""
+    code = f"import json, time\n{HASHES}\nradius = {radius}\nvalues = hashes({number}, radius)\n"
+    code += "if __name__ == '__main__':\n" + "\n".join(
+        f"    {line}" for line in (SEARCHES[name] + REPORT).strip().splitlines()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "search.py"
+        script.write_text(code, encoding="utf-8")
+        try:
+            done = subprocess.run(
+                [python_of(name, venvs), script], capture_output=True, text=True, timeout=limit, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"not done in {limit:.0f} s"
+    if done.returncode:
+        return f"failed: {done.stderr.strip().splitlines()[-1][:80] if done.stderr.strip() else done.returncode}"
+    found: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hashes", type=int, default=1_000_000)
+    parser.add_argument("--peers", type=int, nargs="*", default=[20_000, 100_000])
+    parser.add_argument("--radius", type=int, default=8)
+    parser.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="for each search")
+    parser.add_argument("--venvs", type=Path, default=Path(tempfile.gettempdir()))
+    settings = parser.parse_args()
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} cores, {platform.machine()}\n")
+    print(
+        f"| hashes | who | pairs within {settings.radius} bits | of edkit's | seconds | against edkit | peak memory |"
+    )
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    for number in [*settings.peers, settings.hashes]:
+        ours: dict[str, object] = {}
+        for name in SEARCHES:
+            if (
+                number == settings.hashes
+                and number not in settings.peers
+                and "BinaryFlat" not in name
+                and name != "edkit"
+            ):
+                continue
+            found = searched(name, number, settings.radius, settings.venvs, settings.limit)
+            if isinstance(found, str):
+                print(f"| {number:,} | {name} | {found} | | | | |", flush=True)
+                continue
+            ours = ours or found
+            mine, theirs = ({tuple(p) for p in one["planted"]} for one in (ours, found))  # type: ignore[attr-defined]
+            ratio = float(str(found["seconds"])) / float(str(ours["seconds"]))
+            print(
+                f"| {number:,} | {name} | {found['pairs']:,} | {len(mine & theirs) / max(1, len(mine)):.1%} |"
+                f" {found['seconds']:.2f} | {ratio:.1f} | {found['peak']:.2f} GB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
