@@ -77,6 +77,7 @@ def report(
             resolution=resolution,
             radius=radius,
             overlap=shared,
+            overlap_with=overlap,
             caption_fallback=caption_fallback,
             num_previews=thumbnails,
             workers=workers,

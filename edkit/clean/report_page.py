@@ -91,16 +91,17 @@ def _figures(found: Survey) -> Html:
     errors = {found.dataset.path(i) for i in range(len(found.dataset)) if found.dataset.error(i) is not None}
     errors |= {Path(one.where) for one in found.broken}
     extra = sum(len(group.members) for group in found.groups)
+    groups = f"in {len(found.groups):,} groups" if len(found.groups) > 1 else "in 1 group" if found.groups else ""
     figures = [
         layout.Figure(value=f"{len(found.paths):,}", label="pictures", note=_size(num_bytes)),
         layout.Figure(value=_amount(sum(folder.picks for folder in found.folders)), label="picks an epoch"),
-        layout.Figure(value=f"{extra:,}", label="near-duplicates", note=f"in {len(found.groups):,} groups"),
+        layout.Figure(value=f"{extra:,}", label="near-duplicates", note=groups),
         layout.Figure(value=f"{len(found.removed):,}", label="set aside so far"),
     ]
     problem = ""
     if errors:
         see = tag("code", command("check", str(found.root), "--open"))
-        problem = tag("p", f"An error stands against {len(errors):,} of them: ", see, class_="lead")
+        problem = tag("p", f"An error stands against {len(errors):,} of them: ", see, class_="lead aside")
     notes = [tag("p", note, class_="note") for note in found.notes]
     return tag("section", layout.key_figures(figures), problem, *notes)
 
@@ -114,13 +115,17 @@ def _balance(found: Survey) -> Html:
     top = [(folder.key, folder.picks) for folder in folders[:_BARS]]
     if len(folders) > _BARS:
         top.append((f"{len(folders) - _BARS:,} others", sum(folder.picks for folder in folders[_BARS:])))
+    digits = 1 if any(picks != int(picks) for _, picks in top) else 0
     rows = [
         (one.key, one.num_images, one.multiply, round(one.picks, 2), f"{one.picks / total:.1%}", _size(one.num_bytes))
         for one in folders[:_ROWS]
     ]
     columns = ("folder", "images", "multiply", "picks an epoch", "share", "size")
     table = layout.table(columns, rows)
-    parts = [charts.bars("Picks an epoch", top, unit="picks"), table if len(rows) <= 12 else layout.fold("All", table)]
+    parts = [
+        charts.bars("Picks an epoch", top, unit="picks", digits=digits),
+        table if len(rows) <= 12 else layout.fold("All", table),
+    ]
     change = command("balance", str(found.root), "--share", f"{folders[-1].key}=0.3") if len(folders) > 1 else ""
     more = layout.command(change, "It changes how much of an epoch a folder makes up.") if change else ""
     note = "How often each folder is trained: its images times its multiply."
@@ -163,7 +168,7 @@ def _captions(found: Survey, root: Path, page_dir: Path) -> Html:
         name = shown(folder, root) if folder != root else "."
         top = [(word.text, 100 * word.share) for word in found.words[folder][:_BARS]]
         accent = [word.text for word in found.words[folder] if word.share >= 0.9]
-        words.append(charts.bars(f"Words of {name}", top, unit="% of captions", accent=accent or ["-"]))
+        words.append(charts.bars(f"Words of {name}", top, unit="% of captions", accent=accent or ["-"], most=100))
     if words:
         parts.append(layout.beside(*words))
     rest = by_size[_WORD_FOLDERS:]
@@ -260,7 +265,7 @@ def _overlap(found: Survey, page_dir: Path) -> Html:
         pictures.Pair(
             before=pictures.Picture(source=one.train, caption=one.train.name),
             after=pictures.Picture(source=one.path, caption=one.path.name),
-            label=one.reason,
+            label=one.how if one.distance == 0 else f"{one.how}, distance {one.distance:.3g}",
         )
         for one in shared[:_GROUPS]
     ]
@@ -269,7 +274,12 @@ def _overlap(found: Survey, page_dir: Path) -> Html:
         " Preservation data that holds the subject defeats its purpose."
     )
     grid = pictures.pairs(rows, page_dir=page_dir, box=144, at_first=12, before="here", after="over there")
-    return layout.section("Overlap", grid, note=note, anchor="overlap")
+    other = str(found.overlap_with)
+    move = layout.command(
+        command("overlap", str(found.root), other, "--move"),
+        join(["It moves those over there to the trash. To take it back: ", tag("code", command("undo", other))]),
+    )
+    return layout.section("Overlap", move, grid, note=note, anchor="overlap")
 
 
 def _removed(found: Survey, root: Path, page_dir: Path) -> Html:

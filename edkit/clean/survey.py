@@ -78,6 +78,7 @@ class Survey:
     scores: Mapping[str, Mapping[Path, float]]  # fact -> what is known of it
     groups: tuple[Group, ...]
     overlap: Overlap | None  # with another folder, where one was named
+    overlap_with: Path | None
     removed: tuple[Removed, ...]
     origins: Origins
     target: Family | None
@@ -96,6 +97,7 @@ def survey(
     resolution: int | None,
     radius: int,
     overlap: Overlap | None,
+    overlap_with: Path | None,
     caption_fallback: str | None,
     num_previews: int,
     workers: int | None,
@@ -136,6 +138,7 @@ def survey(
             )
         ),
         overlap=overlap,
+        overlap_with=overlap_with,
         removed=tuple(_removed(catalog)),
         origins=_origins(catalog, ids, paths),
         target=target,

@@ -36,10 +36,14 @@ def bars(
     unit: str = "",
     accent: Collection[str] = (),
     digits: int = 0,
+    most: float | None = None,
 ) -> Html:
-    """One horizontal bar a row, its value at the end; those in `accent` (none: all) stand out."""
+    """One horizontal bar a row, its value at the end; those in `accent` (none: all) stand out.
+
+    A bar of the value `most` is as wide as the plot (None: the longest bar is).
+    """
     values = [_finite(value) for _, value in rows]
-    top = max([*values, 0.0]) or 1.0
+    top = most or max([*values, 0.0]) or 1.0
     ticks = [tick for tick in nice_ticks(0.0, top, count=4) if tick <= top]
     height = _ROW * len(rows)
     parts = [_ticks_across(ticks, top, height, "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,8 @@ def key_figures(figures: Sequence[Figure]) -> Html:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> Html:
-    """A table; columns that hold only numbers stand right, integers with thousands separators."""
-    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+    """A table; columns that hold only numbers (with their units) stand right, integers with separators."""
+    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
     side = ["num" if right else None for right in numeric]
     head = tag("tr", *(tag("th", name, scope="col", class_=side[i]) for i, name in enumerate(columns)))
     body = [tag("tr", *(tag("td", _cell(cell), class_=side[i]) for i, cell in enumerate(row))) for row in rows]
@@ -173,6 +174,13 @@ def code(text: str) -> Html:
 def link(label: str, target: Path, *, page_dir: Path) -> Html:
     """A link from a page in `page_dir` to a file on this disk."""
     return tag("a", label, href=file_url(target, page_dir))
+
+
+_NUMBER = re.compile(r"[−-]?[\d,.]+ ?(%|bytes|[kMGT]?B)?")
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) or (isinstance(cell, str) and bool(_NUMBER.fullmatch(cell)))
 
 
 def _cell(value: object) -> Html:
