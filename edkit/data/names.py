@@ -53,7 +53,7 @@ def can_name(caption: str) -> bool:
     """Whether the caption may stand in a file name as it is, on every system, and reads back exactly."""
     if not caption or caption != caption.strip() or caption.startswith(".") or caption.endswith("."):
         return False
-    if any(c in _FORBIDDEN or not c.isprintable() for c in caption):
+    if not caption.isprintable() or not _FORBIDDEN.isdisjoint(caption):
         return False
     if len(caption) > MAX_NAME_CHARS or len(caption.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
         return False

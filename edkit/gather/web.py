@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
@@ -97,8 +97,8 @@ class Web:
         self._settings = settings
         self._names = names_in(settings.user_agent)
         connector = aiohttp.TCPConnector(
+            # TLS as aiohttp set it up once, when it was imported: each context costs tens of milliseconds
             limit=0,  # turns are counted elsewhere, so that waiting for one is no part of a timeout
-            ssl=ssl.create_default_context(),  # once: each costs tens of milliseconds
             resolver=resolver,
             use_dns_cache=False,  # the resolver has its own, with failures in it
             socket_factory=guarded_socket(allow_private=settings.allow_private),
@@ -213,28 +213,26 @@ class Web:
 
 def checked(url: str, *, allow_private: bool) -> URL:
     """A URL as it is requested: its host in plain form, no name or password in it. Failed where it is none we go to."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise Failed("bad-url", str(error)) from error
-    if parts.scheme.lower() not in ("http", "https"):
-        raise Failed("bad-url", f"{parts.scheme or 'no scheme'}: only http and https are fetched")
-    if not parts.hostname or len(url) > 8000 or _CONTROL.search(url):
-        raise Failed("bad-url", "no host" if not parts.hostname else "not an address")
-    if not is_web_port(parts.port):
-        raise Failed("bad-url", f"port {parts.port} is no web server's")
+    scheme = url.partition(":")[0].strip().lower()
+    if scheme not in ("http", "https"):
+        raise Failed("bad-url", f"{scheme[:20] or 'no scheme'}: only http and https are fetched")
+    if len(url) > 8000 or _CONTROL.search(url):
+        raise Failed("bad-url", "not an address")
     try:
         # a URL that needs no quoting goes out byte for byte: some are signed
         address = URL(url, encoded=url.isascii() and " " not in url)
         # as it is written in the request: other scripts' digits and dots have become plain ones
-        seen = address.raw_host or ""
+        seen = address.raw_host
+        if not seen:
+            raise Failed("bad-url", "no host")
         host, is_open = _judged(seen, allow_private)
+        if not is_web_port(address.explicit_port):
+            raise Failed("bad-url", f"port {address.explicit_port} is no web server's")
         if address.raw_user is not None or address.raw_password is not None:
             address = address.with_user(None)
         if host != seen:
             address = address.with_host(host)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise Failed("bad-url", str(error)) from error
     if not is_open:
         raise Failed("private-address", host)

@@ -21,8 +21,8 @@ from edkit.gather.fetch import Fetched, Fetcher, FetchSettings, Request
 
 QUICK = FetchSettings(
     per_host=64,
-    timeout=3.0,
-    idle_timeout=1.0,
+    timeout=5.0,
+    idle_timeout=2.0,  # long enough for a busy machine
     retries=1,
     max_bytes=3_000_000,
     min_size=32,
