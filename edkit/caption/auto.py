@@ -124,7 +124,7 @@ def caption_auto(
             paths = [image.path for image in asked]
             ids = catalog.content_ids(paths, progress=progress)
             known, num_known = _captions(catalog, captioner, ids, left, progress)
-            facts = {"model": name, **{key: value for key, value in settings.items() if value not in ("", None)}}
+            facts = {"model": name, **{key: _told(value) for key, value in settings.items() if value not in ("", None)}}
             for place in folders:
                 changes += _changes(place, asked, known, to, facts, overwrite=overwrite)
             origin = json.dumps({"kind": kind, **facts}, ensure_ascii=False)
@@ -151,6 +151,11 @@ def caption_auto(
         operation=applied.operation,
         dry_run=dry_run,
     )
+
+
+def _told(value: object) -> object:
+    """A setting as the history tells it: numbers by category on one line."""
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
 
 
 def _default(kind: Kind) -> tuple[str, str]:

@@ -120,6 +120,12 @@ def find_model(
             return found, found.name
     except (errors.LocalEntryNotFoundError, OSError):
         pass  # not here yet
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise BadInput(
+            "it is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            where=model,
+            mend="go online once, or give a folder: --model PATH",
+        )
     progress.say(f"fetching {model} from the hub")
     try:
         found = fetched(offline=False)

@@ -353,7 +353,10 @@ def auto(
             progress=ui.progress,
         )
         shown = [(printable(one.path), printable(one.caption)) for one in result.written[:EXAMPLES]]
-        ui.table(["Image", "Would be captioned" if dry_run else "Caption"], shown)
+        if dry_run:
+            ui.table([f"Would be captioned by {result.model}"], [(name,) for name, _ in shown])
+        else:
+            ui.table(["Image", "Caption"], shown)
         more = len(result.written) - EXAMPLES
         lines = [f"and {more:,} more (--json lists all)"] if more > 0 else []
         root = result.root
