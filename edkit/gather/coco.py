@@ -19,8 +19,6 @@ from edkit.gather.fetch import USER_AGENT, FetchSettings
 from edkit.gather.local import Imported, Item, Target, absolute, is_safe_path, query_of, run_import
 from edkit.gather.place import Captions
 
-ImportedCoco = Imported
-
 
 def import_coco(
     *,
