@@ -407,7 +407,7 @@ def file_of(where: str) -> Path:
 def place_of(problem: Problem, root: Path) -> str:
     """The place of a problem as a person reads it: relative to the data root, with its line."""
     file = file_of(problem.where)
-    here = "." if file == Path(os.path.abspath(root)) else shown(file, root)  # noqa: PTH100
+    here = str(root) if file == Path(os.path.abspath(root)) else shown(file, root)  # noqa: PTH100
     return here + problem.where.removeprefix(str(file))
 
 
