@@ -151,6 +151,10 @@ def _csv(table: Table, data: bytes, roles: Sequence[str]) -> tuple[dict[str, pa.
     import pyarrow as pa
     from pyarrow import csv
 
+    try:
+        _ = data.isascii() or data.decode("utf-8")
+    except UnicodeDecodeError:  # pyarrow can't tell of a ragged line that is not UTF-8
+        return _csv_by_line(table, data, roles)
     skipped: list[int] = []
 
     def skip(row: Any) -> str:
@@ -159,34 +163,31 @@ def _csv(table: Table, data: bytes, roles: Sequence[str]) -> tuple[dict[str, pa.
 
     names = [str(i) for i in range(len(table.names))]
     wanted = [str(table.names.index(table.columns[role])) for role in roles]
-    try:
-        read = csv.read_csv(
-            pa.BufferReader(data),
-            read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
-            parse_options=csv.ParseOptions(
-                delimiter=table.delimiter,
-                quote_char=False if table.kind == "tsv" else '"',
-                newlines_in_values=table.kind == "csv",
-                invalid_row_handler=skip,
-            ),
-            convert_options=csv.ConvertOptions(
-                column_types={name: pa.binary() for name in names},
-                include_columns=list(dict.fromkeys(wanted)),
-                check_utf8=False,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-    except UnicodeDecodeError:
-        return _csv_by_line(table, data, roles)
+    read = csv.read_csv(
+        pa.BufferReader(data),
+        read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+        parse_options=csv.ParseOptions(
+            delimiter=table.delimiter,
+            quote_char=False if table.kind == "tsv" else '"',
+            newlines_in_values=table.kind == "csv",
+            invalid_row_handler=skip,
+        ),
+        convert_options=csv.ConvertOptions(
+            column_types={name: pa.binary() for name in names},
+            include_columns=list(dict.fromkeys(wanted)),
+            check_utf8=False,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
     num_rows = read.num_rows + len(skipped)
     places = np.delete(np.arange(num_rows), np.array(skipped, np.int64) - 1) if skipped else np.arange(num_rows)
     return {role: _whole(read.column(i)) for role, i in zip(roles, wanted, strict=True)}, places, num_rows
 
 
 def _csv_by_line(table: Table, data: bytes, roles: Sequence[str]) -> tuple[dict[str, pa.Array], Places, int]:
-    """The same where ragged lines are not even UTF-8, which pyarrow can't tell of."""
+    """The same, cell by cell in Python."""
     import csv
     import io
 

@@ -43,8 +43,8 @@ def write(path: Path, candidates: Iterable[Candidate]) -> int:
     """Write candidates as .parquet, .csv, .tsv or .jsonl (UTF-8), and return how many.
 
     Streamed, and whole or not at all: the file gets its name once everything stands in it. Tabs and line breaks
-    within a .tsv's cells become blanks, as TSV has no way to write them. Raises UsageError for another ending, BadInput where
-    it can't be written.
+    within a .tsv's cells become blanks, as TSV has no way to write them.
+    Raises UsageError for another ending, BadInput where it can't be written.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -97,7 +97,7 @@ def _write_lines(file: IO[bytes], candidates: Iterable[Candidate], ending: str) 
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
     count = 0
     names, attributes = list(_COLUMNS), list(_COLUMNS.values())
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # a bare \r, too
     if ending == ".csv":
         rows.writerow(names)
     elif ending == ".tsv":

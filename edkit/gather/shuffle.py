@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from edkit.gather.candidate import Candidate, Funnel
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from edkit.gather.laion import Batch
 
     Marks = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -24,6 +22,17 @@ _HELD = 50_000  # candidates of the lowest keys in memory, and as many again bef
 _LIST = 1000  # candidates given out at once
 
 _Keyed = tuple[int, str, int, Candidate]
+
+
+class Batch(Protocol):
+    """Matches before it is known which ones are wanted."""
+
+    @property
+    def marks(self) -> Marks:
+        """64 bits of each one's URL."""
+
+    def candidates(self, wanted: Sequence[int] | None = None) -> list[Candidate]:
+        """All of them, or those at some places."""
 
 
 def keys_of(marks: Marks, seed: int) -> Marks:
