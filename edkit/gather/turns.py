@@ -33,15 +33,16 @@ class _Host(Generic[T]):
     gone_until: float = 0.0
     times_gone: int = 0
     last_failure: str = ""
+    has_answered: bool = False
 
 
 class Turns(Generic[T]):
     """Hands out what waits, the lowest ticket first, as far as its host and the total leave room.
 
     A host that fails `fails_in_a_row` times is left alone for `rests[0]` seconds, then tried once; if that
-    fails, for `rests[1]`, and so on; after the last, all that waits for it is given up (`host-failing`) and so
-    is what comes in the next minute (later: minutes). One answer, and it is as good as any other. With
-    `wary`, a host gets one at a time until `trust` is called. Seconds are those of `clock`.
+    fails, for `rests[1]`, and so on; after the last (or the first, where it never answered), all that waits for
+    it is given up (`host-failing`) and so is what comes in the next minute (later: minutes). One answer, and it is
+    as good as any other. With `wary`, a host gets one at a time until `trust` is called. Seconds are those of `clock`.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class Turns(Generic[T]):
     # ---- what is learnt about a host; all of these before `free`
 
     def trust(self, name: str) -> None:
-        """From now on a host gets as many at a time as others do, unless it fails at the moment."""
+        """The host gave its robots.txt: it gets as many at a time as others do, unless it fails at the moment."""
         host = self._hosts.get(name)
+        if host is not None:
+            host.has_answered = True
         if host is not None and not host.rested_at and host.limit != self._per_host:
             host.limit = self._per_host
             self._offer(name, host)
@@ -146,6 +149,7 @@ class Turns(Generic[T]):
         """The host works, whatever it said."""
         host = self._hosts.get(name)
         if host is not None:
+            host.has_answered = True
             host.failures = host.rests = host.times_gone = 0
             host.gone_until = 0.0
             if host.rested_at:
@@ -163,7 +167,8 @@ class Turns(Generic[T]):
         if host.failures < self._fails_in_a_row:
             return
         host.rested_at, host.limit = now, 1
-        if host.rests < len(self._rests):
+        # a host that never answered is most likely gone for good, as one in ten of an old table's are
+        if host.rests < (len(self._rests) if host.has_answered else min(1, len(self._rests))):
             rest = self._rests[host.rests] * self._jitter.uniform(0.9, 1.1)
             host.rests += 1
             host.not_before = max(host.not_before, now + rest)

@@ -88,8 +88,11 @@ def fail_once(some: Turns[int], clock: Clock) -> int:
 def test_a_host_that_keeps_failing_rests_longer_and_longer_and_is_given_up() -> None:
     clock = Clock()
     some = turns(clock)
-    for ticket in range(20):
+    for ticket in range(-1, 20):
         some.add("a", ticket, ticket)
+    assert some.take() == ("a", -1)
+    some.answered("a")
+    some.free("a")
     for _ in range(3):
         fail_once(some, clock)
     assert taken(some) == [] and 1.7 < (some.next_wake() or 0) < 2.3
@@ -107,6 +110,18 @@ def test_a_host_that_keeps_failing_rests_longer_and_longer_and_is_given_up() -> 
     clock.now += 61
     some.add("a", 31, 31)
     assert taken(some) == [31]
+
+
+def test_a_host_that_never_answered_rests_once() -> None:
+    clock = Clock()
+    some = turns(clock)
+    for ticket in range(20):
+        some.add("a", ticket, ticket)
+    for _ in range(3):
+        fail_once(some, clock)
+    clock.now += 2.5
+    fail_once(some, clock)
+    assert [(item, code) for item, code, _ in some.dropped] == [(i, "host-failing") for i in range(4, 20)]
 
 
 def test_a_host_that_answers_its_probe_is_as_good_as_any_other() -> None:
