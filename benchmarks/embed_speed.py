@@ -100,7 +100,7 @@ def main() -> None:
         for number, (theirs, mine) in enumerate(rates):
             print(f"| {number + 1} | {theirs:.1f} | {mine:.1f} | {mine / theirs:.3f} |")
         print(
-            f"\nMedian ratio {ratio:.3f}. Again, nothing changed: {again * 1e3:.0f} ms; another head: {scoring * 1e3:.1f} ms."
+            f"\nMedian ratio {ratio:.3f}. Again, nothing changed: {again * 1e3:.0f} ms; another head: {scoring:.4f} s."
         )
 
 
