@@ -125,8 +125,12 @@ def caption_auto(
             ids = catalog.content_ids(paths, progress=progress)
             known, num_known = _captions(catalog, captioner, ids, left, progress)
             facts = {"model": name, **{key: _told(value) for key, value in settings.items() if value not in ("", None)}}
+            images: dict[Path, list[Pictured]] = {}
+            for image in asked:
+                if image.path in known:
+                    images.setdefault(image.path.parent, []).append(image)
             for place in folders:
-                changes += _changes(place, asked, known, to, facts, overwrite=overwrite)
+                changes += _changes(place, images.get(place.path, ()), known, to, facts, overwrite=overwrite)
             origin = json.dumps({"kind": kind, **facts}, ensure_ascii=False)
             catalog.put_facts((ids[path], ORIGIN, origin) for path in known)
         applied = apply(catalog, changes, verb="caption auto", command=command, dry_run=dry_run, progress=progress)
@@ -282,7 +286,7 @@ def _prepared(captioner: Captioner, path: Path) -> Any:
 
 def _changes(
     one: FolderOfImages,
-    asked: Sequence[Pictured],
+    images: Sequence[Pictured],
     known: Mapping[Path, str],
     to: To,
     facts: Mapping[str, object],
@@ -291,11 +295,8 @@ def _changes(
 ) -> list[Change]:
     """What writes the captions of one folder's images."""
     why = f"its caption, by {facts['model']}"
-    mine = {image.index for image in one.images}
     wanted: list[Wanted] = []
-    for image in asked:
-        if image.index not in mine or image.path not in known:
-            continue
+    for image in images:
         caption = known[image.path]
         agrees, aside, rewritten = False, frozenset[str](), dict[str, bytes]()
         if overwrite:

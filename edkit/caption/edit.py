@@ -406,7 +406,7 @@ def _edit_folder(
         names = {image.name for image in wanted}
         others = [image.path.name for image in one.images if image.path.name not in names]
         changes = plan_folder(one.path, one.entries, wanted, others)
-    written = [change.path for change in changes if isinstance(change, Write)]
+    written = {change.path for change in changes if isinstance(change, Write)}
     changes += [
         Write(path, content, "its edited caption")
         for path, content in writes.items()

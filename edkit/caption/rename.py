@@ -126,7 +126,8 @@ def rename_captions(
                         f"it stays, and the captions in {_relative(folder, root)} stand in .txt sidecars too"
                     )
                 planned = plan_folder(Path(folder), entries, wanted, others)
-                num_renamed += sum(isinstance(change, Move) and change.src.name in names - masks for change in planned)
+                pictures = names - masks
+                num_renamed += sum(isinstance(change, Move) and change.src.name in pictures for change in planned)
                 changes += planned
                 num_wanted += len(wanted)
                 advance(len(members))

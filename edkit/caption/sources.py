@@ -1,10 +1,11 @@
 """Where each image's caption stands: its file name, its own sidecars, or a file that it shares with others."""
 
 # text paths: Path objects cost more than the work in loops over 100,000 files
-# ruff: noqa: PTH118, PTH120, PTH208
+# ruff: noqa: PTH118, PTH119, PTH120, PTH208
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,23 @@ from edkit.caption.folder import MASK, Companion, companions_of, nfc, split
 from edkit.data.dataset import Dataset
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.names import caption_of_stem
-from edkit.data.options import SIDECAR_SUFFIXES, Said, Words, caption_words, read_text, read_yaml, said_from_yaml
+from edkit.data.options import (
+    FOLDER_FILES,
+    SIDECAR_SUFFIXES,
+    Said,
+    Words,
+    caption_words,
+    read_text,
+    read_yaml,
+    said_from_yaml,
+)
 from edkit.data.reader import joined
 from edkit.data.sample import NOTHING_SAID, Caption, CaptionStyle, Options
 
 YAML = (".yaml", ".yml")
 _MISSING = ("camera-name", "no-caption")
 _UNCLEAR = ("bad-encoding", "bad-yaml", "missing-caption-file", "unknown-key", "key-twice", "bad-value", "bad-number")
+_OPTIONS_ALONE = FOLDER_FILES - {"local.yaml", "global.yaml"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +141,14 @@ def _pictured(
         named=caption_of_stem(stem) if by_name else None,
         shared=shared,
         missing=missing,
-        problem=error if error is not None and error.code in _UNCLEAR else None,
+        problem=error if error is not None and _unclear(error) else None,
     )
+
+
+def _unclear(error: Problem) -> bool:
+    """Whether an error leaves open what the caption is; a bad multiply.txt does not."""
+    file = re.sub(r":\d+$", "", error.where)
+    return error.code in _UNCLEAR and os.path.basename(file).lower() not in _OPTIONS_ALONE
 
 
 def sidecars_of(image: Path, companions: Sequence[Companion]) -> tuple[Source, ...]:
@@ -207,7 +224,5 @@ def chosen_folder(root: Path, folder: str | None) -> Path | None:
 
 def sidecar_name(stem: str) -> str:
     """The name of the caption text for an image's stem (`multiply.txt` would be an option of the folder)."""
-    from edkit.data.options import FOLDER_FILES
-
     plain = f"{stem}.txt"
     return f"{stem}.caption" if plain.lower() in FOLDER_FILES or stem.lower() in FOLDER_FILES else plain

@@ -240,6 +240,15 @@ def test_yaml_that_can_not_be_edited_safely_is_left(make: Make, yaml: str, reaso
     assert tree(root) == before
 
 
+def test_a_bad_option_of_the_folder_is_no_matter_of_captions(make: Make) -> None:
+    root = make(
+        {"multiply.txt": "many", "a dog_1.png": "", "x.png": "", "x.yaml": "main_prompt: a dog\nflip_p: often\n"}
+    )
+    result = caption_edit(root, replace=[("dog", "cat")])
+    assert [change.path for change in result.changes] == ["a dog_1.png"]
+    assert "flip_p must be a number" in result.left[0].reason
+
+
 def test_prose_has_no_tags_but_has_words(make: Make) -> None:
     root = make({"local.yaml": "caption_style: prose\n", "a.png": "", "a.txt": "Sunny day, a dog, sunny, runs."})
     caption_edit(root, drop_tags=["sunny"])

@@ -376,9 +376,9 @@ def test_ten_thousand_files_are_one_quick_operation(tmp_path: Path) -> None:
     folder.mkdir()
     for n in range(10_000):
         (folder / f"IMG_{n:05}.jpg").touch()
-    start = time.perf_counter()
+    start = time.process_time()
     result = rename_captions(folder, caption="person")
-    assert time.perf_counter() - start < 20  # in a busy moment; 3 s otherwise
+    assert time.process_time() - start < 10  # of CPU; 2 s where nobody else keeps the caches busy
     assert result.num_renamed == 10_000
     assert (folder / "person_(10000).jpg").exists()
     with Catalog.open(folder, write=False) as catalog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -104,6 +105,9 @@ def carried_out(root: Path, step: tuple[str, ...]) -> dict[bytes, str]:
             rename_captions(root)
         except BadInput as error:
             assert "no image has a caption" in str(error)
+        # no two names that a file system which ignores case and composition would take for one
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*.png")]
+        assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(names)
         return before
     if kind == "move":
         caption_move(root, to=words[0])  # type: ignore[arg-type]
