@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import os
 import platform
 import shutil
@@ -31,7 +30,27 @@ from pathlib import Path
 
 HOSTS = [f"127.0.0.{n}" for n in range(1, 17)]  # one server under sixteen names, as a table has many hosts
 HANGING = [f"127.0.1.{n}" for n in range(1, 6)]
-CAPTION_WORDS = "a photo of the old red house dog on green hill near water under clouds with two small boats".split()
+CAPTION_WORDS = [
+    "a",
+    "photo",
+    "of",
+    "the",
+    "old",
+    "red",
+    "house",
+    "dog",
+    "on",
+    "green",
+    "hill",
+    "near",
+    "water",
+    "under",
+    "clouds",
+    "with",
+    "two",
+    "small",
+    "boats",
+]
 
 
 def main() -> None:
@@ -102,12 +121,14 @@ def served(pictures: Path, work: Path) -> Iterator[int]:
     port = free_port()
     listen = "".join(f"listen {host}:{port} backlog=1024;" for host in HOSTS)
     config = work / "nginx.conf"
+    user = "user root;" if os.name == "posix" and os.geteuid() == 0 else ""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {work}/{kind};" for kind in kinds)
     config.write_text(
-        f"""daemon off; worker_processes 1; error_log stderr crit; pid {work}/nginx.pid; {"user root;" if os.name == "posix" and os.geteuid() == 0 else ""}
+        f"""daemon off; worker_processes 1; error_log stderr crit; pid {work}/nginx.pid; {user}
         events {{ worker_connections 2048; }}
         http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; types {{ image/jpeg jpg; }}
-        client_body_temp_path {work}/t1; proxy_temp_path {work}/t2; fastcgi_temp_path {work}/t3;
-        uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5; server {{ {listen} root {pictures}; }} }}"""
+        {temporary} server {{ {listen} root {pictures}; }} }}"""
     )
     work.chmod(0o755)
     nginx = subprocess.Popen([shutil.which("nginx") or "/usr/sbin/nginx", "-p", str(work), "-c", str(config)])
@@ -313,16 +334,12 @@ def report(runs: list[Run], args: argparse.Namespace, sizes: list[int]) -> None:
         python = Path(args.img2dataset).with_name("python")
         found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
         others.append(f"img2dataset {found}")
+    server = nginx.stderr.strip().removeprefix("nginx version: ")
     print(
         f"\n{len(sizes):,} JPEGs of {statistics.mean(sizes) / 1000:.1f} kB, 640 x 480, on {len(HOSTS)} hosts.", end=" "
     )
-    print(
-        f"Python {platform.python_version()}, {', '.join(others)}, {nginx.stderr.strip().rpartition('/')[2] and nginx.stderr.strip()},",
-        end=" ",
-    )
-    print(
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {json.dumps([n.num_good for n in runs])} files."
-    )
+    print(f"Python {platform.python_version()}, {', '.join(others)}, {server}, {platform.system()}", end=" ")
+    print(f"{platform.machine()}, {os.cpu_count()} cores; files of each run: {[run.num_good for run in runs]}.")
 
 
 if __name__ == "__main__":
