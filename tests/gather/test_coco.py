@@ -72,6 +72,37 @@ def test_a_category_picks_the_images_that_show_it_and_a_typo_names_the_nearest(t
         import_coco(**coco, out=tmp_path / "no", categories=["dgo"])
 
 
+def test_small_objects_crowds_and_unwanted_categories_can_be_left_out(tmp_path: Path) -> None:
+    coco: dict[str, Any] = {**make(tmp_path), "instances": tmp_path / "instances.json"}
+    shown = json.loads(coco["instances"].read_text("utf-8"))
+    shown["images"] = json.loads(coco["annotations"].read_text("utf-8"))["images"]
+    for note in shown["annotations"]:
+        note.update(area=10.0 if note["image_id"] == 2 else 3000.0, iscrowd=int(note["image_id"] == 4))
+    coco["instances"].write_text(json.dumps(shown), "utf-8")
+
+    def rows(out: str, **options: Any) -> list[int | None]:
+        import_coco(**coco, out=tmp_path / out, **options)
+        return [row.row for row in ledger(tmp_path / out)]
+
+    assert rows("large", categories=["dog"], min_area=0.1) == [0, 4]
+    assert rows("single", categories=["dog"], crowds=False) == [0, 2]
+    assert rows("no cats", categories=["dog"], exclude_categories=["cat"]) == [2, 4]
+    assert rows("only no cats", exclude_categories=["cat"]) == [1, 2, 4, 5]
+    with pytest.raises(UsageError, match=r"--min-area 2: a share"):
+        rows("no", categories=["dog"], min_area=2.0)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    coco: dict[str, Any] = make(tmp_path)
+    data = json.loads(coco["annotations"].read_text("utf-8"))
+    data["images"][0]["file_name"] = "../outside.jpg"
+    data["images"][1]["license"] = 99
+    coco["annotations"].write_text(json.dumps(data), "utf-8")
+    result = import_coco(**coco, out=tmp_path / "out", licence="unknown")
+    assert result.outcomes == {"ok": 5, "unsafe-name": 1}
+    assert [row.licence for row in ledger(tmp_path / "out") if row.row == 1] == ["unknown"]
+
+
 def test_a_random_caption_depends_on_seed_and_image_alone(tmp_path: Path) -> None:
     coco: dict[str, Any] = make(tmp_path, 40)
     found = {}
