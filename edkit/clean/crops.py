@@ -58,13 +58,19 @@ def _transform() -> NDArray[np.float32]:
     return np.stack(rows).astype(np.float32)
 
 
-def _hashes(gray: NDArray[np.float32], transform: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """pHash of every window (rows x columns, flat) of one grey picture (64, 64)."""
+def _hashes(grays: Sequence[Pixels], transform: NDArray[np.float32], *, block: int = 64) -> NDArray[np.uint64]:
+    """pHash of every window (rows x columns, flat) of each grey picture (64, 64): (pictures * windows,)."""
     count = len(transform)
     waves = transform.reshape(-1, SIDE)  # (windows * 8, 64)
-    low = (waves @ gray @ waves.T).reshape(count, 8, count, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
-    bits = low > np.median(low, axis=1, keepdims=True)
-    return np.packbits(bits, axis=1).view(">u8").reshape(-1).astype(np.uint64)
+    found = []
+    for start in range(0, len(grays), block):
+        some = np.stack(grays[start : start + block]).astype(np.float32)  # (B, 64, 64)
+        across = (some.reshape(-1, SIDE) @ waves.T).reshape(len(some), SIDE, -1)  # one product for all of them
+        low = (across.transpose(0, 2, 1).reshape(-1, SIDE) @ waves.T).reshape(len(some), count, 8, count, 8)
+        low = low.transpose(0, 3, 1, 4, 2).reshape(-1, 64)  # picture, row window, column window, row wave, column wave
+        middle = np.partition(low, (31, 32), axis=1)[:, 31:33].mean(axis=1, keepdims=True)  # the median
+        found.append(np.packbits(low > middle, axis=1).view(">u8").reshape(-1).astype(np.uint64))
+    return np.concatenate(found)
 
 
 def pieces(
@@ -76,15 +82,14 @@ def pieces(
     """
     if not wholes or not parts:
         return
-    grays = [one.gray.astype(np.float32) for one in parts]
     whole_only = _transform()[:1]
-    straight = np.concatenate([_hashes(gray, whole_only) for gray in grays])
-    flipped = np.concatenate([_hashes(gray[:, ::-1], whole_only) for gray in grays])
+    straight = _hashes([one.gray for one in parts], whole_only)
+    flipped = _hashes([one.gray[:, ::-1] for one in parts], whole_only)
     targets = np.concatenate([straight, flipped])
     count = len(_windows())
     for start in range(0, len(wholes), _BATCH):
         batch = wholes[start : start + _BATCH]
-        hashes = np.concatenate([_hashes(one.gray.astype(np.float32), _transform()) for one in batch])
+        hashes = _hashes([one.gray for one in batch], _transform())
         near = matches_within(hashes, targets, radius)
         best: dict[tuple[int, int], tuple[int, int]] = {}  # (whole, target) -> (distance, window)
         for left, right, distance in zip(near.left.tolist(), near.right.tolist(), near.distance.tolist(), strict=True):
@@ -110,7 +115,7 @@ def _fit(whole: Little, part: Little, window: int) -> tuple[tuple[float, float, 
     if score < 0.3:  # of 1,000 true pairs few begin below 0.5, most chance ones do
         return None
     step = 0.04
-    while step > 0.004:
+    while step > 0.008:
         better = False
         for moves in _MOVES:
             tried = np.clip(box + step * np.asarray(moves), 0.0, 1.0)
@@ -121,6 +126,8 @@ def _fit(whole: Little, part: Little, window: int) -> tuple[tuple[float, float, 
                 box, score, better = tried, now, True
         if not better:
             step /= 2
+            if score < 0.6:  # nothing near fits
+                return None
     if not _same_colours(whole.rgb, part.rgb, box):
         return None
     return (float(box[0]), float(box[1]), float(box[2]), float(box[3])), score
@@ -151,19 +158,23 @@ def _score(gray: Pixels, box: NDArray[np.float64], target: NDArray[np.float32]) 
 
 
 def _cut(pixels: Pixels, box: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """A box (shares of the sides) of a square picture, averaged to `side` x `side`: two taps a pixel and direction."""
+    """A box (shares of the sides) of a square picture, averaged to `side` x `side` (x 3, if it is coloured)."""
     count = len(pixels)
-    taps = (np.arange(2 * side) + 0.5) / (2 * side)
-    x = np.clip((box[0] + taps * (box[2] - box[0])) * count - 0.5, 0, count - 1.001)
-    y = np.clip((box[1] + taps * (box[3] - box[1])) * count - 0.5, 0, count - 1.001)
-    left, top = x.astype(int), y.astype(int)
-    dx, dy = (x - left).astype(np.float32), (y - top).astype(np.float32)
-    values = pixels.reshape(count, count, -1).astype(np.float32)
-    dx, dy = dx[None, :, None], dy[:, None, None]
-    values = values[top] * (1 - dy) + values[top + 1] * dy
-    values = values[:, left] * (1 - dx) + values[:, left + 1] * dx
-    values = values.reshape(side, 2, side, 2, -1).mean(axis=(1, 3))
-    return np.asarray(values[:, :, 0] if pixels.ndim == 2 else values, dtype=np.float32)
+    down, across = _taps(box[1], box[3], side, count), _taps(box[0], box[2], side, count)
+    if pixels.ndim == 2:
+        return np.asarray(down @ pixels.astype(np.float32) @ across.T)
+    return np.stack([down @ pixels[:, :, k].astype(np.float32) @ across.T for k in range(3)], axis=2)
+
+
+def _taps(low: float, high: float, side: int, count: int) -> NDArray[np.float32]:
+    """(side, count): how much each of `count` pixels counts in each of `side` between two shares of the length."""
+    number = np.arange(2 * side)  # two taps for each
+    at = np.clip((low + (number + 0.5) / (2 * side) * (high - low)) * count - 0.5, 0, count - 1.001)
+    left = at.astype(np.int64)
+    taps = np.zeros((2 * side, count), dtype=np.float32)
+    taps[number, left] = 1 - (at - left)
+    taps[number, left + 1] = at - left
+    return np.asarray((taps[::2] + taps[1::2]) / 2)
 
 
 def _same_colours(whole: Pixels, part: Pixels, box: NDArray[np.float64]) -> bool:

@@ -111,24 +111,25 @@ def turned_pairs(
     """
     if len(pictures) < 2:
         return []
-    waves = np.stack([_waves(_polar(one)) for one in pictures])  # (N, rings * waves)
+    discs = np.stack([_polar(one) for one in pictures]).astype(np.float16)  # (N, rings, angles)
+    waves = np.stack([_waves(disc) for disc in discs])  # (N, rings * waves)
     found = []
     for start in range(0, len(pictures), block):
-        alike = waves[start : start + block] @ waves.T
-        for i, j in zip(*np.nonzero(alike >= 0.93), strict=True):
-            left, right = int(i) + start, int(j)
-            if left < right:
-                shift, correlation = _best_turn(_polar(pictures[left]), _polar(pictures[right]))
-                degrees = shift * 360 / _ANGLES
-                degrees = degrees - 360 if degrees > 180 else degrees
-                if correlation >= least and abs(degrees) >= 8:
-                    found.append((left, right, degrees, correlation))
+        left, right = np.nonzero(waves[start : start + block] @ waves[start:].T >= 0.93)
+        later = left < right  # each pair once
+        left, right = left[later] + start, right[later] + start
+        for at in range(0, len(left), block):
+            i, j = left[at : at + block], right[at : at + block]
+            steps, correlations = _best_turns(discs[i], discs[j])
+            degrees = (steps * 360 / _ANGLES + 180) % 360 - 180
+            alike = np.flatnonzero((correlations >= least) & (np.abs(degrees) >= 8)).tolist()
+            found += [(int(i[k]), int(j[k]), float(degrees[k]), float(correlations[k])) for k in alike]
     return found
 
 
-def _waves(polar: NDArray[np.float32]) -> NDArray[np.float32]:
+def _waves(polar: NDArray[np.float16]) -> NDArray[np.float32]:
     """What turning doesn't change: how strong each wave around each ring is."""
-    waves = np.abs(np.fft.rfft(polar, axis=1))[:, :_WAVES].reshape(-1)
+    waves = np.abs(np.fft.rfft(polar.astype(np.float32), axis=1))[:, :_WAVES].reshape(-1)
     return np.asarray(waves / max(float(np.linalg.norm(waves)), 1e-6), dtype=np.float32)
 
 
@@ -164,8 +165,9 @@ def _sampled(gray: Pixels, x: NDArray[np.float64], y: NDArray[np.float64]) -> ND
     return np.asarray(above * (1 - dy) + below * dy)
 
 
-def _best_turn(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[int, float]:
-    """By how many steps b is a turned on, and the correlation then."""
-    products = np.fft.irfft((np.conj(np.fft.rfft(a, axis=1)) * np.fft.rfft(b, axis=1)).sum(axis=0), n=_ANGLES)
-    best = int(np.argmax(products))
-    return best, float(products[best])
+def _best_turns(a: NDArray[np.float16], b: NDArray[np.float16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """By how many steps each b (pairs, rings, angles) is its a turned on, and the correlation then."""
+    one, other = (np.fft.rfft(discs.astype(np.float32), axis=2) for discs in (a, b))
+    products = np.fft.irfft((np.conj(one) * other).sum(axis=1), n=_ANGLES, axis=1)
+    best = products.argmax(axis=1)
+    return best, products[np.arange(len(best)), best]
