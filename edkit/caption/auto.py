@@ -16,6 +16,7 @@ from edkit.caption.rename import overruled
 from edkit.caption.sources import FolderOfImages, Left, Pictured, chosen_folder, folder_at, folders_of, sidecar_name
 from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import BadInput, UsageError
+from edkit.data.names import can_name
 from edkit.data.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def caption_auto(
             paths = [image.path for image in asked]
             ids = catalog.content_ids(paths, progress=progress)
             known, num_known = _captions(catalog, captioner, ids, left, progress)
+            if to == "filename":
+                known = {path: without_stop(caption) for path, caption in known.items()}
             facts = {"model": name, **{key: _told(value) for key, value in settings.items() if value not in ("", None)}}
             images: dict[Path, list[Pictured]] = {}
             for image in asked:
@@ -155,6 +158,12 @@ def caption_auto(
         operation=applied.operation,
         dry_run=dry_run,
     )
+
+
+def without_stop(caption: str) -> str:
+    """A caption without its last full stop, where this alone keeps it from being a file name."""
+    bare = caption.removesuffix(".")
+    return bare if can_name(bare) else caption
 
 
 def _told(value: object) -> object:

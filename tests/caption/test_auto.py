@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from edkit.caption.auto import ORIGIN, caption_auto
+from edkit.caption.auto import ORIGIN, caption_auto, without_stop
 from edkit.caption.models import CHOICES, ProseModel, default_model
 from edkit.cli.app import app
 from edkit.data.catalog import Catalog
@@ -194,6 +194,20 @@ def test_wrong_usage_is_told(pictures: Path, plain_captioner: Path, tagger: Path
         caption_auto(pictures, model="./nowhere")
     with pytest.raises(BadInput, match=r"no model\.onnx"):
         caption_auto(pictures, model=str(plain_captioner), kind="tags")
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("A dog runs.", "A dog runs"),
+        ("A dog", "A dog"),
+        ("Who? A dog.", "Who? A dog."),
+        ("so it goes...", "so it goes..."),
+        ("x" * 200 + ".", "x" * 200 + "."),
+    ],
+)
+def test_a_full_stop_alone_keeps_no_sentence_out_of_a_name(said: str, named: str) -> None:
+    assert without_stop(said) == named
 
 
 def test_the_default_fits_the_machine() -> None:
