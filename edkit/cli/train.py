@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 PANEL = "Train"
 
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32, or bf16 where the machine has it.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32, or bf16 or fp16 where the machine has it.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 
 
@@ -28,7 +28,7 @@ def train(
         Path | None, typer.Argument(metavar="[RUN_DIR]", help="With --resume: the run to go on with.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="A TOML file of settings; flags are stronger.")
+        Path | None, typer.Option("--config", help="A TOML file, or EveryDream 2's train.json; flags are stronger.")
     ] = None,
     data_root: Annotated[
         list[Path] | None, typer.Option("--data-root", help="Folder or manifest to train on (repeatable).")
@@ -111,6 +111,7 @@ def train(
     state_dir: console.StateDir = None,
 ) -> None:
     """Fine-tune a model on a data root, whole or as LoRA adapters, with exact resume."""
+    from edkit.train.everydream import is_everydream, read_everydream
     from edkit.train.loop import find_run
     from edkit.train.loop import train as verb
     from edkit.train.settings import flag_settings
@@ -150,6 +151,9 @@ def train(
     )
     settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume)
     with console.session(as_json=as_json, quiet=quiet) as ui:
+        if config is not None and is_everydream(config):
+            for note in read_everydream(config).notes:
+                ui.progress.say(f"{config.name}: {note}")
         run = verb(settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress)
         if dry_run:
             _show_plan(ui, run)

@@ -27,7 +27,7 @@ from edkit.train import checkpoint as ck
 from edkit.train import optimizers
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
-from edkit.train.families.base import Family, last_layers
+from edkit.train.families.base import DTYPES, Family, last_layers
 from edkit.train.generate import Request, draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
 from edkit.train.lora import add_lora, caption_counts, export_lora
@@ -152,7 +152,7 @@ def train(
         if folder is not None and state is not None:
             trainer.restore(folder, state)
         started = time.perf_counter()
-        _warn_of_slow_bf16(settings, device, progress)
+        _warn_of_slow_halves(settings, device, progress)
         try:
             trainer.run(stack)
         except torch.OutOfMemoryError:
@@ -229,6 +229,7 @@ class _Trainer:
         self.optimizer = optimizers.make_optimizer(
             s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
         self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
         self.texts = None if self.trains_text else TextStates(family, device)
         self.loader = Loader(
@@ -331,7 +332,7 @@ class _Trainer:
             self.step,
             schedule=s.lr_schedule,
             warmup=s.lr_warmup_steps,
-            total=self.data.total_steps,
+            total=self.data.total_steps if s.lr_decay_steps is None else s.lr_warmup_steps + s.lr_decay_steps,
             end=s.lr_end,
             power=s.lr_power,
         )
@@ -344,7 +345,7 @@ class _Trainer:
         weighted: list[Tensor] = []
         for micro in batch.micros:
             tokens, which = micro.tokens, micro.which.to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=s.precision == "bf16"):
+            with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
                 if self.texts is None:
                     text = family.encode_text({name: ids.to(self.device) for name, ids in tokens.items()})
                 else:
@@ -359,18 +360,21 @@ class _Trainer:
                 noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
             )  # fmt: skip
             each = errors * micro.weights.to(self.device)
-            (each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
             losses.append(errors.detach())
             weighted.append(each.detach())
         loss = float(torch.cat(weighted).double().mean())
         if not math.isfinite(loss):
             self._not_finite(batch, torch.cat(weighted))
         norm = None
+        self.scaler.unscale_(self.optimizer)
         if s.clip_grad_norm is not None:
             norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), s.clip_grad_norm))
-            if not math.isfinite(norm):
+            # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
                 self._not_finite(batch, None)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
@@ -424,6 +428,7 @@ class _Trainer:
             "settings": _hash(to_toml(self.s)),
             "num_threads": torch.get_num_threads(),
             "optimizer": optimizers.optimizer_numbers(self.optimizer, self.names),
+            "scaler": self.scaler.state_dict(),
             "versions": _versions(),
             "time": time.time(),
         }
@@ -441,6 +446,8 @@ class _Trainer:
             parameter.copy_(weights[name])
         moments = ck.load_tensors(folder, "optimizer")
         optimizers.load_optimizer(self.optimizer, self.names, moments, state.get("optimizer", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             if (folder / "ema.safetensors").exists():
                 self.ema.load(ck.load_tensors(folder, "ema"))
@@ -576,10 +583,10 @@ def _default_out(s: TrainSettings) -> Path:
     return Path("runs") / f"{Path(first).absolute().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _warn_of_slow_bf16(s: TrainSettings, device: torch.device, progress: Progress) -> None:
+def _warn_of_slow_halves(s: TrainSettings, device: torch.device, progress: Progress) -> None:
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if s.precision == "bf16" and device.type == "cpu" and known is not None and not known():
-        progress.say("this CPU has no bf16 instructions: bf16 is many times slower than fp32 here")
+    if s.precision != "fp32" and device.type == "cpu" and known is not None and not known():
+        progress.say(f"this CPU has no {s.precision} instructions: it is many times slower than fp32 here")
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edkit.data.errors import BadInput
+from edkit.train.everydream import is_everydream, read_everydream
 
 DataRoot = str | tuple[str, ...] | Mapping[str, Any]
 """A folder or manifest, several of them, or a resolver object (FORMATS "Manifest")."""
 
 Schedule = Literal["constant", "linear", "cosine", "polynomial"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 SETTINGS_FILE = "settings.toml"
 _ADAM_LR = {"full": 2e-6, "lora": 1e-4}
 
@@ -67,6 +68,7 @@ class TrainSettings:
     text_encoder_lr: float | None = None  # None: as lr
     lr_schedule: Schedule = "constant"
     lr_warmup_steps: int = 0
+    lr_decay_steps: int | None = None  # from the end of warm-up to lr_end; None: the rest of the run
     lr_end: float = 0.0  # linear, cosine and polynomial fall to this part of lr
     lr_power: float = 2.0  # polynomial
     betas: tuple[float, float] = (0.9, 0.999)
@@ -156,14 +158,17 @@ def defaults() -> dict[str, Any]:
 
 
 def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainSettings:
-    """Settings from a TOML file (or none) under the flags given; relative paths in a file are relative to it.
+    """Settings from a TOML file, EveryDream's `train.json`, or no file, under the flags given; relative paths in
+    a TOML file are relative to it.
 
     Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of
     range.
     """
     said: dict[str, Any] = {}
     lines: dict[str, int] = {}
-    if path is not None:
+    if path is not None and is_everydream(path):
+        said = read_everydream(path).settings
+    elif path is not None:
         said, lines = _read_toml(path)
     said |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key, option in (("data_root", "--data-root"), ("model", "--model")):
@@ -393,7 +398,7 @@ def _check(s: TrainSettings) -> None:
     ):
         need(key, getattr(s, key) >= 1, "must be at least 1")
     counts: tuple[str, ...] = ("max_steps", "max_epochs", "micro_batch_size", "resolution", "bucket_step")
-    counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length")
+    counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length", "lr_decay_steps")
     for key in (*counts, "num_threads", "text_encoder_layers"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
     for key in (

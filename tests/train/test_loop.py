@@ -99,6 +99,18 @@ def test_a_run_with_every_loss_and_noise_option_learns_and_resumes(settings: Set
     assert digests(resumed.checkpoint) == digests(straight.checkpoint)
 
 
+def test_halves_train_with_a_scaler_that_is_resumed(settings: Settings, tmp_path: Path) -> None:
+    more = {"precision": "fp16", "lr": 3e-3, "batch_size": 8, "max_steps": 20, "save_every_steps": 10}
+    straight = train(settings(out=tmp_path / "straight", keep_checkpoints=9, **more))
+    assert straight.last_loss < straight.first_loss
+    shutil.copytree(straight.run_dir, tmp_path / "cut")
+    shutil.rmtree(ck.checkpoints(tmp_path / "cut")[-1])
+    assert ck.load_state(ck.checkpoints(tmp_path / "cut")[-1])["scaler"]["scale"] > 1
+    resumed = train(resume=tmp_path / "cut")
+    assert resumed.checkpoint is not None and straight.checkpoint is not None
+    assert digests(resumed.checkpoint) == digests(straight.checkpoint)
+
+
 def test_zero_terminal_snr_wants_v_prediction_and_stands_in_the_export(
     settings: Settings, model: Path, tmp_path: Path
 ) -> None:
