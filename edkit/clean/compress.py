@@ -137,8 +137,12 @@ def compress(
         else:
             used: dict[Path, int] = defaultdict(int)
             for one, how in pairs:
+                try:
+                    info = one.path.stat()
+                except FileNotFoundError:  # nothing may stand in the place of what a person took away meanwhile
+                    left.append((one.path, "it is gone"))
+                    continue
                 file = _own_copy(staged, how, used)
-                info = one.path.stat()
                 os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))  # as old as the picture it shows
                 facts = {"num_bytes": one.num_bytes, "new_bytes": one.new_bytes}
                 changes.append(Trash(one.path, _reason(one, root), facts=facts))
@@ -163,7 +167,8 @@ def compress(
             progress=progress,
         )
     stayed = {change.path: why for change, why in applied.skipped if isinstance(change, Trash)}
-    done = [one for one, _ in pairs if one.path not in stayed]
+    going = {change.path for change in changes if isinstance(change, Trash)}
+    done = [one for one, _ in pairs if one.path in going and one.path not in stayed]
     return Compressed(
         num_images=len(listing.images),
         smaller=tuple(done),
