@@ -5,8 +5,8 @@
 Makes a synthetic table (seeded; captions and addresses as long as LAION's, hosts and words by Zipf's law) and asks
 everyone the same: both sides at least 512, punsafe, aesthetic, two whole words in any case, twelve stock hosts left
 out; the matching addresses and captions in table order. Each answer comes from a fresh process, whoever's turn it is
-goes round; the time is that of the query without imports, the memory the process's peak, imports included. The peers are
-installed into a virtual environment in a temporary folder (`--peers PYTHON` names an interpreter that has them).
+goes round; the time is that of the query without imports, the memory the process's peak, imports included. The peers
+are installed into a virtual environment in a temporary folder (`--peers PYTHON` names an interpreter that has them).
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def make(path: Path, rows: int, row_group: int, seed: int = 7) -> None:
     names = ["cdn.shopify.com", "i.pinimg.com", "i.ebayimg.com", "thumbs.dreamstime.com", "c8.alamy.com",
              "us.123rf.com", "media.istockphoto.com", "st.depositphotos.com", "images.fineartamerica.com"]  # fmt: skip
     hosts = pa.array(names + [f"www.{vocabulary[rng.integers(40_000)]}{i}.com" for i in range(50_000)])
-    folders = pa.array([f"{a}/{b}" for a in ("wp-content/uploads", "images/product", "media", "i") for b in range(2000)])
+    roots = ("wp-content/uploads", "images/product", "media", "i")
+    folders = pa.array([f"{root}/{number}" for root in roots for number in range(2000)])
+
+    nsfw = pa.array(["UNLIKELY", "UNSURE", "NSFW"])
 
     def zipf(n: int, size: int) -> np.ndarray[Any, Any]:
         """Indices below `size`, the k-th as likely as 1 / (k + 8)."""
@@ -88,7 +91,7 @@ def make(path: Path, rows: int, row_group: int, seed: int = 7) -> None:
                 "HEIGHT": pa.array(np.rint(rng.lognormal(6.25, 0.5, n)), pa.int32()),
                 "WIDTH": pa.array(np.rint(rng.lognormal(6.35, 0.5, n)), pa.int32()),
                 "LICENSE": pa.array(["?"] * n),
-                "NSFW": pa.array(["UNLIKELY", "UNSURE", "NSFW"]).take(pa.array((rng.random(n) ** 8 * 3).astype(np.int32))),
+                "NSFW": nsfw.take(pa.array((rng.random(n) ** 8 * 3).astype(np.int32))),
                 "similarity": pa.array(rng.normal(0.33, 0.03, n)),
                 "punsafe": pa.array((rng.random(n) ** 6).astype(np.float32)),
                 "pwatermark": pa.array((rng.random(n) ** 2).astype(np.float32)),
@@ -139,7 +142,8 @@ def duckdb(path: str) -> tuple[int, int]:
     generous = " AND ".join(f"TEXT ILIKE '%{word}%'" for word in WORDS)
     found = duckdb.sql(
         f"""SELECT URL, TEXT FROM read_parquet('{path}')
-        WHERE WIDTH >= {MIN_SIZE} AND HEIGHT >= {MIN_SIZE} AND punsafe <= {MAX_UNSAFE} AND aesthetic >= {MIN_AESTHETIC}
+        WHERE WIDTH >= {MIN_SIZE} AND HEIGHT >= {MIN_SIZE}
+        AND punsafe <= {MAX_UNSAFE} AND aesthetic >= {MIN_AESTHETIC}
         AND {generous} AND {words} AND NOT regexp_matches(URL, '{_host_pattern()}')"""
     ).fetchall()
     return len(found), sum(len(url) + len(text) for url, text in found)
@@ -189,8 +193,13 @@ WAYS: dict[str, Callable[[str], tuple[int, int]]] = {
 
 def child(way: str, path: str) -> None:
     """Answer once and print what it took."""
-    for module in {"edkit": ("edkit.gather.laion", "pyarrow.parquet", "pyarrow.compute", "duckdb"), "DuckDB": ("duckdb",),
-                   "Polars": ("polars",), "pyarrow": ("pyarrow.dataset",)}[way]:  # fmt: skip
+    needs = {
+        "edkit": ("edkit.gather.laion", "pyarrow.parquet", "pyarrow.compute", "duckdb"),
+        "DuckDB": ("duckdb",),
+        "Polars": ("polars",),
+        "pyarrow": ("pyarrow.dataset",),
+    }
+    for module in needs[way]:
         __import__(module)
     started = time.perf_counter()
     count, total = WAYS[way](path)

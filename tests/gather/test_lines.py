@@ -122,5 +122,5 @@ def test_a_packed_table_that_is_cut_short_is_one_line(tmp_path: Path) -> None:
 def test_utf_16_is_refused_with_a_mend(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("url,text\nhttp://e.org/0,a\n", encoding="utf-16")
-    with pytest.raises(BadInput, match="is in UTF-16 .*UTF-8"):
+    with pytest.raises(BadInput, match=r"is in UTF-16 .*UTF-8"):
         open_table(path)

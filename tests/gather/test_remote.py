@@ -157,7 +157,7 @@ def test_what_a_server_refuses_says_how_to_get_in(files: Files, monkeypatch: pyt
     with pytest.raises(BadInput, match=r"HTTP 404 \(not found\)"):
         found(f"{files.base}/none.parquet")
     files.token = "hf_secret"
-    with pytest.raises(BadInput, match="HTTP 403.*wants a login"):
+    with pytest.raises(BadInput, match=r"HTTP 403.*wants a login"):
         found(f"{files.base}/t.parquet")
     monkeypatch.setenv("HF_ENDPOINT", files.base)
     monkeypatch.setenv("HF_TOKEN", "hf_other")
