@@ -54,7 +54,8 @@ def searched(
     chosen = ", ".join(f"{_name(column)} AS {_name(role)}" for role, column in columns.items())
     sql = (
         f'SELECT file_row_number AS "row", {chosen} '
-        f"FROM read_parquet({_text(_escaped(path))}, file_row_number=true) WHERE {where}"
+        f"FROM read_parquet({_text(_escaped(path))}, file_row_number=true) WHERE {where} "
+        "ORDER BY file_row_number"  # a streamed answer does not keep the file's order by itself
     )
     with _lock:
         cursor = _database().cursor()
