@@ -87,11 +87,10 @@ def gather(
     captions = Captions(roots, progress=progress)
     facts = of("fact", "model")
     needed = any(FACTS[name].by_caption for name in facts)
-    # the width tells broken images even where no rule is about pixels
     measured = measure(
         catalog,
         paths,
-        facts or ["width"],
+        [*facts, "width"],  # which tells what is no image even where no rule is about pixels
         workers=workers,
         models=models,
         captions={path: captions.of(path).text for path in paths} if needed else None,

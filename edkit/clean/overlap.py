@@ -112,6 +112,7 @@ def overlap(
                     found[pair.path] = pair
         shared = [found[path] for path in theirs if path in found]
         page = _page(shared, facts, len(mine), len(theirs), report, move=move and not dry_run) if report else None
+        switches = " --no-crops" * (not crops) + (f" --clip {clip}" if clip else "")
         applied = set_aside(
             catalog,
             other,
@@ -124,7 +125,7 @@ def overlap(
                 for pair in (shared if move else [])
             ],
             verb="overlap",
-            command=f"overlap {train} {preservation} --radius {radius}{' --no-crops' * (not crops)}{f' --clip {clip}' if clip else ''} --move",
+            command=f"overlap {train} {preservation} --radius {radius}{switches} --move",
             dry_run=dry_run or not move,
             progress=progress,
         )

@@ -188,6 +188,12 @@ def test_a_rule_over_a_models_fact_says_which_extra_it_needs(mixed: Path, monkey
     assert "small.png" in left(mixed)
 
 
+def test_a_rule_over_captions_alone_leaves_what_is_no_image(mixed: Path) -> None:
+    result = filter(mixed, drop=["num_words < 100"])
+    assert [Path(one.where).name for one in result.broken] == ["broken.jpg"]
+    assert left(mixed) == ["broken.jpg"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
