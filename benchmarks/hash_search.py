@@ -1,10 +1,10 @@
 """How long it takes to find every pair of near hashes, beside imagededup and faiss.
 
-    python benchmarks/hash_search.py [--hashes 1000000] [--peers 20000 100000] [--radius 8] [--venvs DIR]
+    python benchmarks/hash_search.py [--hashes 1000000] [--peers 5000 50000] [--radius 8] [--venvs DIR]
 
-Random 64-bit hashes with planted neighbours: a thousandth of them is copied with 1 to `radius` bits flipped. Each peer runs in
-a virtual environment of its own (made once below `--venvs`) at the sizes it can do; what each one found is compared with
-edkit's pairs. Wall time and peak memory of a fresh process each.
+Random 64-bit hashes with planted neighbours: a thousandth of them is copied with 1 to `radius` bits flipped. Each
+peer runs in a virtual environment of its own (made once below `--venvs`) at the sizes it can do; what each one found is
+compared with edkit's pairs. Wall time and peak memory of a fresh process each.
 """
 
 from __future__ import annotations
@@ -134,9 +134,10 @@ def searched(name: str, number: int, radius: int, venvs: Path, limit: float) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hashes", type=int, default=1_000_000)
-    parser.add_argument("--peers", type=int, nargs="*", default=[20_000, 100_000])
+    parser.add_argument("--peers", type=int, nargs="*", default=[5_000, 50_000])
     parser.add_argument("--radius", type=int, default=8)
     parser.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="for each search")
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="who begins so")
     parser.add_argument("--venvs", type=Path, default=Path(tempfile.gettempdir()))
     settings = parser.parse_args()
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {os.cpu_count()} cores, {platform.machine()}\n")
@@ -147,12 +148,9 @@ def main() -> None:
     for number in [*settings.peers, settings.hashes]:
         ours: dict[str, object] = {}
         for name in SEARCHES:
-            if (
-                number == settings.hashes
-                and number not in settings.peers
-                and "BinaryFlat" not in name
-                and name != "edkit"
-            ):
+            if settings.only and not name.startswith(tuple(settings.only)):
+                continue
+            if number != min(settings.peers, default=0) and name.startswith("imagededup"):
                 continue
             found = searched(name, number, settings.radius, settings.venvs, settings.limit)
             if isinstance(found, str):
