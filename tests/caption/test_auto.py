@@ -19,7 +19,7 @@ from edkit.caption.models import CHOICES, ProseModel, default_model
 from edkit.cli.app import app
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import read
-from edkit.data.errors import BadInput, UsageError
+from edkit.data.errors import BadInput, MissingExtra, UsageError
 from edkit.data.journal import history, undo, why
 
 RED, BLUE = "a red square on the left", "one blue sky, bright"
@@ -183,6 +183,18 @@ def test_without_network_the_way_out_is_told(pictures: Path, tmp_path: Path) -> 
     assert done.returncode == 1
     assert "can't be fetched" in done.stderr.splitlines()[-1]
     assert "--model PATH" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("package", "kind", "extra"),
+    [("transformers", "prose", "caption"), ("torch", "prose", "caption"), ("onnxruntime", "tags", "tag")],
+)
+def test_a_missing_extra_is_named(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, package: str, kind: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf'{package} is not installed \(pip install "edkit\[{extra}\]"\)'):
+        caption_auto(pictures, model="some/model", kind=kind)  # type: ignore[arg-type]
 
 
 def test_wrong_usage_is_told(pictures: Path, plain_captioner: Path, tagger: Path) -> None:
