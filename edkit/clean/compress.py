@@ -392,8 +392,10 @@ def _own_copy(staged: Path, made: Made, used: dict[Path, int]) -> Path:
 
 
 def _remember(catalog: Catalog, derived: list[tuple[str, str, Path]]) -> None:
-    new = [(sha, old, path) for sha, old, path in derived if catalog.origin(sha) == sha]
-    catalog.add_derived({sha: (sha, old, path) for sha, old, path in new}.values(), by="compress")
+    """Note what each new content was made from, once."""
+    origins = catalog.origins(sha for sha, _, _ in derived)
+    new = {sha: (sha, old, path) for sha, old, path in derived if origins[sha] == sha}
+    catalog.add_derived(new.values(), by="compress")
 
 
 def _reason(one: Smaller, root: Path) -> str:
