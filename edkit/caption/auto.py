@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -257,12 +258,11 @@ def _batches(
     """(content id, caption) batch by batch; pictures are decoded while the model looks at others."""
     if not jobs:
         return
-    rest = list(jobs)
+    rest = iter(jobs)
     with progress.task("captioning", total=len(jobs)) as advance, ThreadPoolExecutor(2) as pool:
 
         def start() -> list[tuple[str, Future[Any]]]:
-            part = rest[: captioner.batch_size]
-            del rest[: len(part)]
+            part = islice(rest, captioner.batch_size)  # which a full GPU may have made smaller
             return [(id, pool.submit(_prepared, captioner, path)) for id, path in part]
 
         try:

@@ -88,7 +88,7 @@ def rename_captions(
                 ],
             )
         lines = _list("left as they are", [f"{left.path}: {left.reason}" for left in result.left])
-        lines += [f"note: {note}" for note in result.notes]
+        lines += [printable(f"note: {note}") for note in result.notes]
         would = "would be renamed" if dry_run else "renamed"
         parts = [f"{result.num_renamed:,} {would}"]
         for number, words in (
