@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,18 @@ def test_case_and_ending_do_not_make_two_names(root: Root) -> None:
     stems = [name.rsplit(".", 1)[0].casefold() for name in root.names()]
     assert len(set(stems)) == 3
     assert sorted(root.captions().values()) == ["Person", "person", "person"]
+
+
+def test_composed_and_decomposed_names_are_one_caption_and_two_names(root: Root) -> None:
+    root.put("caf\u00e9_1.png", "cafe\u0301_1.png", "CAFE\u0301_(1).png").text("cafe\u0301_1.txt", "cafe\u0301")
+    before, captions = root.tree(), root.captions()
+    rename_captions(root.path)
+    assert root.captions() == captions
+    stems = [unicodedata.normalize("NFC", name.rsplit(".", 1)[0]).casefold() for name in root.names() if "png" in name]
+    assert len(set(stems)) == 3
+    assert rename_captions(root.path).steps == ()
+    undo(root.path)
+    assert root.tree() == before
 
 
 def test_a_stray_sidecar_never_becomes_an_images_caption(root: Root) -> None:
