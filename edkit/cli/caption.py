@@ -142,6 +142,8 @@ def move(
         goal = "file names" if to == "filename" else "sidecars"
         lines = [f"  {n:,} stay where they are: {printable(why)}" for why, n in result.stayed.items()]
         lines += [f"  {result.num_missing:,} have no caption"] if result.num_missing else []
+        if any("full stop" in why for why in result.stayed):
+            lines.append(f"  to take the full stops off: edkit caption edit {folder} --regex '\\.$' ''")
         there = f", {result.num_there:,} there already" if result.num_there else ""
         moved = f"{result.num_moved:,} captions {'would go' if dry_run else 'moved'} into {goal}{there}"
         ui.done(result, f"{_images(result.num_images)}: {moved}", *lines, *_undo(result.operation, folder))
