@@ -68,6 +68,7 @@ class Fetcher:
         # all below belongs to the loop's thread
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._room: asyncio.Event  # for more bodies; cleared by who waits for it, set from the pool
         self._web: Web
         self._robots: Robots | None = None
         self._turns: Turns[_Try]
@@ -119,7 +120,8 @@ class Fetcher:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop, self._room = asyncio.Event(), asyncio.Event()
+        self._room.set()
         settings = self._settings
         self._turns = Turns(
             at_once=settings.concurrency,
@@ -226,7 +228,9 @@ class Fetcher:
         try:
             encoding, content_type = await self._web.download(trail, body, before=may_ask)
             while self._num_unjudged > _UNJUDGED:  # bytes in memory; the host waits with us
-                await asyncio.sleep(0.005)
+                self._room.clear()
+                if self._num_unjudged > _UNJUDGED:  # still: a body judged in between would have woken nobody
+                    await self._room.wait()
         except BaseException as error:
             body.drop()
             if isinstance(error, Failed):
@@ -250,6 +254,9 @@ class Fetcher:
         body.drop()
         with self._counting:
             self._num_unjudged -= body.num_bytes
+        # at half, so that those who wait are woken seldom, and find room for all of them
+        if not self._room.is_set() and self._num_unjudged <= _UNJUDGED // 2 and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._room.set)
         self._done.put(result)
 
     def _keep(self, one: _Try, trail: Trail, body: Body, encoding: str, content_type: str) -> Fetched:

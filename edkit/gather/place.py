@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ _NOT_EXTRA = frozenset(
     {"ticket", "code", "reason", "http_status", "final_url", "sha256", "num_bytes", "width", "height", "suffix"}
     | {"staged", "tries"}
 )
+_NOTED = tuple(field.name for field in fields(Fetched) if field.name not in ("ticket", "staged"))
 _EXTRA = tuple(field.name for field in fields(Fetched) if field.name not in _NOT_EXTRA)
 
 
@@ -163,7 +164,7 @@ class Placer:
         for candidate, fetched in good:
             name = stage_name(candidate.url)
             if name not in self._noted and fetched.staged is not None:
-                values = {k: v for k, v in asdict(fetched).items() if k not in ("ticket", "staged")}
+                values = {k: getattr(fetched, k) for k in _NOTED}
                 line = json.dumps({"stage": name, "query": self.query, "options": self.options, **values}) + "\n"
                 self._noted[name] = line
                 fresh.append(line)
