@@ -205,7 +205,7 @@ def timed(name: str, command: list[str], out: Path, pattern: str, log: Path) -> 
         sys.stderr.write(log.read_text()[-3000:])
         raise SystemExit(f"{name} ended with {process.returncode}")
     num_good = sum(1 for _ in out.rglob(pattern))
-    # kept until the end: for minutes after thousands of deletions, ext4 looks for a free inode at the next program's cost
+    # kept until the end: for minutes after many deletions ext4 searches long for free inodes, at the next one's cost
     out.rename(out.with_name(f"{out.name}-{time.monotonic_ns()}"))
     cpu = usage.ru_utime + usage.ru_stime
     return Run(name=name, seconds=seconds, num_good=num_good, peak=usage.ru_maxrss * 1024, cpu=cpu)

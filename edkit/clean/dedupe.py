@@ -97,7 +97,9 @@ def dedupe(
 
             assert clip is not None
             encoder = Encoder(resolve(clip, pretrained, progress=progress), progress=progress)
-            alike = ByEmbedding(encoder.embeddings(catalog, firsts, progress=progress), firsts, threshold)
+            vectors = encoder.embeddings(catalog, firsts, progress=progress)
+            known = [facts[path] for path in firsts]
+            alike = ByEmbedding(vectors, firsts, known, threshold=threshold, radius=radius)
         merging = _Telling(ranking, listing, roots[0], merges=merge_captions)
         groups, pairs = _group(contents, alike, mirrored, merging)
         turned_pairs: list[TurnedPair] = []
@@ -108,7 +110,7 @@ def dedupe(
                 stay = _staying(contents, groups)
                 turned_pairs = _turned(catalog, stay, facts, ids, workers=workers, progress=progress)
         trashed = [(group, member) for group in groups for member in group.members if not member.protected]
-        merged = _merged(groups, captions, listing) if merge_captions else []
+        merged = _merged(groups, captions, listing, ranking.protected) if merge_captions else []
         page = None
         if report is not None:  # while the pictures stand where they are
             from edkit.clean.dedupe_page import page_of
@@ -234,12 +236,14 @@ def _turned(
 # ---- captions
 
 
-def _merged(groups: Sequence[Group], captions: Captions, listing: Listing) -> list[tuple[Merged, Write]]:
-    """The kept images' new captions; what is protected or mirrored says nothing towards them."""
+def _merged(
+    groups: Sequence[Group], captions: Captions, listing: Listing, protected: frozenset[Path]
+) -> list[tuple[Merged, Write]]:
+    """The kept images' new captions; nothing is written where all is protected, mirrored copies say nothing."""
     found = []
     for group in groups:
         dropped = [one.path for one in group.members if not (one.protected or one.mirrored)]
-        one = merge(group.kept, dropped, captions, listing)
+        one = None if group.kept in protected else merge(group.kept, dropped, captions, listing)
         if one is not None:
             found.append(one)
     return found

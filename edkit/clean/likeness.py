@@ -153,23 +153,43 @@ def _rows(pairs: object, num_rows: int) -> Callable[[int], Iterator[tuple[int, i
 
 
 class ByEmbedding(Likeness):
-    """Cosine of the embeddings at least the threshold."""
+    """Cosine of the embeddings at least the threshold; a model hardly sees mirroring, so hashes tell mirror images."""
 
     def __init__(
-        self, found: Mapping[Path, NDArray[np.float32] | Problem], firsts: Sequence[Path], threshold: float
+        self,
+        found: Mapping[Path, NDArray[np.float32] | Problem],
+        firsts: Sequence[Path],
+        facts: Sequence[Facts],
+        *,
+        threshold: float,
+        radius: int,
     ) -> None:
         import numpy as np
+
+        from edkit.measure.hashes import as_integers
 
         known = [None if isinstance(one := found[path], Problem) else one for path in firsts]
         dim = next((len(one) for one in known if one is not None), 0)
         nothing = np.zeros(dim, dtype=np.float32)  # what has no embedding is like nothing else
         self._vectors = np.stack([nothing if one is None else one for one in known]) if known else nothing[None]
-        self._threshold = threshold
+        self._hashes = as_integers([str(one["phash"]) for one in facts])
+        self._mirrors = as_integers([str(one["phash_mirror"]) for one in facts])
+        self._threshold, self._radius = threshold, radius
 
     def near(self, one: int) -> Iterator[Near]:
+        return self._alike(one, mirrored=False)
+
+    def near_mirror(self, one: int) -> Iterator[Near]:
+        return self._alike(one, mirrored=True)
+
+    def _alike(self, one: int, *, mirrored: bool) -> Iterator[Near]:
         import numpy as np
 
         cosines = self._vectors @ self._vectors[one]
         for other in np.flatnonzero(cosines >= self._threshold).tolist():
-            if other != one:
+            if other == one:
+                continue
+            straight = int(self._hashes[one] ^ self._hashes[other]).bit_count()
+            flipped = int(self._hashes[one] ^ self._mirrors[other]).bit_count()
+            if (flipped <= self._radius and flipped < straight) is mirrored:
                 yield other, max(0.0, 1.0 - float(cosines[other]))

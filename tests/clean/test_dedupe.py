@@ -430,3 +430,23 @@ def test_the_page_shows_every_group_and_why(tmp_path: Path, draw: Draw) -> None:
     assert "&lt;b&gt;large.png is larger (640x480 over 160x120)" in page and "<b>large" not in page
     assert "set aside" in page and "Mirrored" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_nothing_is_written_into_a_protected_folder(tmp_path: Path, draw: Draw) -> None:
+    draw("mine/a.png", 1, (160, 120))
+    draw("pool/b.png", 1, (640, 480))
+    (tmp_path / "pool" / "b.txt").write_text("a dog", encoding="utf-8")
+    result = dedupe([tmp_path / "pool", tmp_path / "mine"], protect=[tmp_path / "mine"], merge_captions=True)
+    assert result.num_trashed == 1 and result.merged == ()
+    assert left(tmp_path) == ["mine/a.png"]
+
+
+def test_a_mirror_image_is_told_apart_by_embedding_too(tmp_path: Path, draw: Draw, small_clip: dict[str, str]) -> None:
+    draw("a.png", 1, (320, 240))
+    draw("b.png", 1, (300, 225), f=ImageOps.mirror)
+    options = {"method": "embedding", "threshold": 0.9, **small_clip}
+    result = dedupe(tmp_path, **options)  # type: ignore[arg-type]
+    assert result.groups == ()
+    assert [(pair.path.name, pair.mirror_of.name) for pair in result.mirrored] == [("b.png", "a.png")]
+    asked = dedupe(tmp_path, mirrored=True, **options)  # type: ignore[arg-type]
+    assert [member.mirrored for group in asked.groups for member in group.members] == [True]
