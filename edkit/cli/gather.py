@@ -376,7 +376,7 @@ def _show_scrape(ui: Session, result: Scrape) -> None:
         return
     if result.dry_run or result.listed is not None:
         shown = result.matches[:20]
-        sized = [(f"{c.width}x{c.height}" if c.width else "", c.caption, c.url) for c in shown]
+        sized = [(f"{c.width}x{c.height}" if c.width else "", _line(c.caption), c.url) for c in shown]
         ui.table(["size", "caption", "url"], sized)
         more = result.matched - len(shown) if shown else 0
         already = f"; {result.total:,} of this query are in the folder" if result.total else ""
@@ -392,6 +392,11 @@ def _show_scrape(ui: Session, result: Scrape) -> None:
     if result.hosts:
         _show_hosts(ui, result.hosts)
     ui.done(result, *kept_lines(result))
+
+
+def _line(caption: str) -> str:
+    """A caption in a table of many: its first words."""
+    return caption if len(caption) <= 60 else f"{caption[:59].rstrip()}…"
 
 
 def _estimate_rows(found: Estimate, limit: int | None) -> list[tuple[str, str]]:

@@ -148,7 +148,7 @@ def _store(source: Path | str) -> _Store:
     try:
         import fsspec
     except ImportError as error:
-        raise MissingExtra("hub", "fsspec") from error
+        raise MissingExtra("remote", "fsspec") from error
     try:
         remote, prefix = fsspec.core.url_to_fs(text)
         prefix = prefix.rstrip("/")
@@ -158,7 +158,7 @@ def _store(source: Path | str) -> _Store:
             folder, _, name = prefix.rpartition("/")
             return _Store(text.rpartition("/")[0], None, remote, folder, only=name)
     except ImportError as error:
-        raise MissingExtra("hub", "huggingface_hub" if text.startswith("hf:") else str(error)) from error
+        raise MissingExtra("remote", "huggingface_hub" if text.startswith("hf:") else str(error)) from error
     except (OSError, ValueError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"can't be read: {what}", where=text, mend="a gated set wants `hf auth login`") from error
