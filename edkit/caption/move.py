@@ -118,7 +118,8 @@ def _to_name(image: Pictured) -> str | Left | None:
         return Left(path=image.path, reason=f"{strong.path.name} is stronger than a file name")
     if sum(source.words.prompt is not None for source in image.sidecars) > 1 or lead.words.more:
         return Left(path=image.path, reason="more than one caption stands in its sidecars")
-    text = ", ".join((lead.words.prompt or "", *(tag.text for tag in lead.words.tags)))
+    # a tag said twice counts once, and a name would say it twice
+    text = ", ".join((lead.words.prompt or "", *dict.fromkeys(tag.text for tag in lead.words.tags)))
     if not text:
         return Left(path=image.path, reason="an empty caption, which no name can be")
     if not can_name(text):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from edkit.caption.move import caption_move
@@ -132,3 +133,10 @@ def test_the_command_counts_what_stays(make: Make) -> None:
     assert "12 images: 4 captions moved into file names, 1 there already" in done.output
     assert "1 stay where they are: no file name can hold it" in done.output
     assert "1 have no caption" in done.output
+
+
+def test_a_tag_said_twice_stands_once_in_the_name(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG_0001.png")
+    (tmp_path / "IMG_0001.yaml").write_text('main_prompt: "dog"\ntags:\n- red\n- red\n', "utf-8")
+    caption_move(tmp_path, to="filename")
+    assert [path.name for path in tmp_path.glob("*.png")] == ["dog, red_(1).png"]
