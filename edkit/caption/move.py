@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 from edkit.caption.folder import Wanted, nfc, plan_folder, sidecar_changes, split
 from edkit.caption.rename import options_alone
-from edkit.caption.sources import FolderOfImages, Left, Pictured, chosen_folder, folder_at, folders_of, sidecar_name
+from edkit.caption.sources import (
+    FolderOfImages,
+    Left,
+    Pictured,
+    chosen_folder,
+    folder_at,
+    folders_of,
+    sidecar_name,
+    whole,
+)
 from edkit.data.errors import BadInput
 from edkit.data.names import can_name, caption_of_stem, is_camera_name
 from edkit.data.progress import SILENT, Progress
@@ -135,7 +144,7 @@ def _alike(before: Caption, after: Caption, image: Pictured) -> bool:
     """Whether training sees the same of two captions, shuffled and limited too."""
     if before.verbatim and after.verbatim:
         return before.text == after.text
-    return before.split(image.style) == after.split(image.style)
+    return whole(before) == whole(after) and before.split(image.style) == after.split(image.style)
 
 
 def _name_all(one: FolderOfImages, moving: list[tuple[Pictured, str]]) -> list[Change]:
