@@ -2,7 +2,7 @@
 
     python benchmarks/report_speed.py PHOTOS_DIR [--images 10000] [--megapixels 0.3] [--check 50]
 
-Pictures are cut at random out of the photos, so that no two are alike, and saved as JPEGs (quality 90) of one area.
+Pictures are cut at random out of the photos, so that no two are the same, and saved as JPEGs (quality 90) of one area.
 Runs: nothing known; facts known and thumbnails not; everything known. A browser (chromium, where there is one)
 opens the page from disk and draws it, beside an empty page.
 """
