@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from edkit.data.errors import EdkitError
 from edkit.data.progress import SILENT, Progress
+from edkit.data.workers import start_worker
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
@@ -85,7 +85,7 @@ def _chunks(jobs: dict[int, _J]) -> Iterator[list[tuple[int, _J]]]:
 def _pooled(
     function: Callable[[_J], _R], chunks: Iterable[list[tuple[int, _J]]], num_workers: int
 ) -> Iterator[tuple[int, _R]]:
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_worker)
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=start_worker)
     running: set[Future[list[tuple[int, _R]]]] = set()
     ahead = num_workers * 3 if num_workers > 1 else 1
     try:
@@ -101,11 +101,6 @@ def _pooled(
                 yield from future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _worker() -> None:
-    """Ctrl-C reaches every process of a terminal: the parent alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _each(function: Callable[[_J], _R], chunk: list[tuple[int, _J]]) -> list[tuple[int, _R]]:

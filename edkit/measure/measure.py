@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +14,7 @@ from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import EdkitError, Problem
 from edkit.data.image import DEFAULT_MAX_PIXELS
 from edkit.data.progress import SILENT, Progress
+from edkit.data.workers import start_worker
 from edkit.measure.batched import unreadable
 from edkit.measure.facts import BROKEN, FACTS, Facts, Outcome, Value, known, measure_file
 from edkit.measure.models import Models, answered
@@ -175,7 +175,7 @@ def _spread(
 def _pooled(
     chunks: Iterable[list[Job]], names: tuple[str, ...], num_workers: int, max_pixels: int
 ) -> Iterator[tuple[str, Outcome]]:
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_worker)
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=start_worker)
     running: set[Future[list[tuple[str, Outcome]]]] = set()
     ahead = num_workers * 3 if num_workers > 1 else 1
     try:
@@ -204,11 +204,6 @@ def _kill(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
-
-
-def _worker() -> None:
-    """Ctrl-C reaches every process of a terminal: the parent alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _measure_chunk(chunk: list[Job], names: tuple[str, ...], max_pixels: int) -> list[tuple[str, Outcome]]:
