@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edkit.clean.files import Listing, list_images, open_catalog, shown
-from edkit.clean.spread import Died, spread
 from edkit.data import atomic
 from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import BadInput, Problem, UsageError
@@ -19,6 +18,7 @@ from edkit.data.image import open_image, probe, suffix_for
 from edkit.data.journal import Change, Move, Trash, apply
 from edkit.data.progress import SILENT, Progress
 from edkit.data.walk import nfc
+from edkit.data.workers import Died, spread
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edkit.clean.spread import Died, spread
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput
 from edkit.data.progress import SILENT, Progress
+from edkit.data.workers import Died, spread
 from edkit.measure.facts import View
 
 SIDE = 64  # of the grey picture

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edkit.clean.files import open_catalog
-from edkit.clean.spread import Died, spread
 from edkit.data import atomic
 from edkit.data.catalog import Catalog, LedgerRow, Unreadable
 from edkit.data.errors import BadInput, MissingExtra, Problem, UsageError
@@ -20,6 +19,7 @@ from edkit.data.image import DEFAULT_MAX_PIXELS
 from edkit.data.journal import Change, Move, Write, apply
 from edkit.data.names import Namer, caption_of_stem, is_camera_name, safe_name
 from edkit.data.progress import SILENT, Progress
+from edkit.data.workers import Died, spread
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from edkit.data.catalog import Catalog, Unreadable
-from edkit.data.errors import EdkitError, Problem
+from edkit.data.errors import Problem
 from edkit.data.image import DEFAULT_MAX_PIXELS
 from edkit.data.progress import SILENT, Progress
-from edkit.data.workers import start_worker
+from edkit.data.workers import Died, spread
 from edkit.measure.batched import unreadable
 from edkit.measure.facts import BROKEN, FACTS, Facts, Outcome, Value, known, measure_file
 from edkit.measure.models import Models, answered
@@ -125,91 +123,12 @@ def _outcomes(
     jobs: Sequence[Job], names: tuple[str, ...], workers: int | None, max_pixels: int, progress: Progress
 ) -> Iterator[tuple[str, Outcome]]:
     """(content id, outcome) of every job, in no particular order."""
-    if not jobs:
-        return
-    num_workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // _CHUNK))
-    with progress.task("measuring", total=len(jobs)) as advance:
-        alone = num_workers == 1 or (workers is None and len(jobs) < _FEW)
-        found = _here(jobs, names, max_pixels) if alone else _spread(jobs, names, num_workers, max_pixels, progress)
-        for done in found:
-            yield done
-            advance(1)  # only now has the caller taken it
+    measured = partial(_measured_job, names=names, max_pixels=max_pixels)
+    for (id, _), found in spread(
+        measured, jobs, what="measuring", workers=workers, few=_FEW, chunk=_CHUNK, progress=progress
+    ):
+        yield id, Outcome(facts={}, unreadable=str(found)) if isinstance(found, Died) else found
 
 
-def _here(jobs: Iterable[Job], names: tuple[str, ...], max_pixels: int) -> Iterator[tuple[str, Outcome]]:
-    for id, path in jobs:
-        yield id, measure_file(path, names, max_pixels=max_pixels)
-
-
-def _spread(
-    jobs: Sequence[Job], names: tuple[str, ...], num_workers: int, max_pixels: int, progress: Progress
-) -> Iterator[tuple[str, Outcome]]:
-    """Over worker processes; a file whose decoder takes its process down is found out and reported."""
-    left = dict(jobs)
-    try:
-        for done in _pooled(_chunks(jobs), names, num_workers, max_pixels):
-            del left[done[0]]
-            yield done
-    except BrokenProcessPool:
-        progress.say(f"a worker process died; its files are measured one by one ({len(left):,} left)")
-    deaths = 0
-    while left:  # one process, one file at a time: the first that is missing killed it
-        try:
-            for done in _pooled(([job] for job in list(left.items())), names, 1, max_pixels):
-                del left[done[0]]
-                deaths = 0
-                yield done
-        except BrokenProcessPool as error:
-            deaths += 1
-            if deaths > 3:
-                raise EdkitError(
-                    "worker processes die one after another (too little memory, or a script without "
-                    'its `if __name__ == "__main__":`)',
-                    mend="use workers=1",
-                ) from error
-            id = next(iter(left))
-            del left[id]
-            yield id, Outcome(facts={}, unreadable="decoding it kills the process")
-
-
-def _pooled(
-    chunks: Iterable[list[Job]], names: tuple[str, ...], num_workers: int, max_pixels: int
-) -> Iterator[tuple[str, Outcome]]:
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=start_worker)
-    running: set[Future[list[tuple[str, Outcome]]]] = set()
-    ahead = num_workers * 3 if num_workers > 1 else 1
-    try:
-        for chunk in chunks:
-            running.add(pool.submit(_measure_chunk, chunk, names, max_pixels))
-            if len(running) >= ahead:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from future.result()
-    except BrokenProcessPool:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    except BaseException:  # Ctrl-C: nobody waits for half a chunk of large pictures
-        _kill(pool)
-        raise
-    pool.shutdown(wait=True)
-
-
-def _kill(pool: ProcessPoolExecutor) -> None:
-    """End the workers at once; what they had measured and not yet sent is measured again."""
-    processes = list((getattr(pool, "_processes", None) or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.kill()
-
-
-def _measure_chunk(chunk: list[Job], names: tuple[str, ...], max_pixels: int) -> list[tuple[str, Outcome]]:
-    return list(_here(chunk, names, max_pixels))
-
-
-def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    for start in range(0, len(jobs), _CHUNK):
-        yield list(jobs[start : start + _CHUNK])
+def _measured_job(job: Job, *, names: tuple[str, ...], max_pixels: int) -> Outcome:
+    return measure_file(job[1], names, max_pixels=max_pixels)
