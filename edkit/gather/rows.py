@@ -7,7 +7,7 @@ chunks come in the tables' order. What memory it takes depends on threads and co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,13 +90,17 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Rows read together and what of them passed; `numbers` and `texts` hold the `selected` rows alone."""
+    """Rows read together and what of them passed; `sizes` and `texts` hold the `selected` rows alone."""
 
     num_rows: int  # read since the chunk before
-    selected: Ints  # row numbers in the file
+    selected: Ints  # row numbers: of the file as `scan` gives them, of the unit as units do
     sizes: Mapping[str, np.ndarray[Any, np.dtype[np.int32]]]  # "width" and "height" in pixels; 0: unknown
     texts: Mapping[str, pa.Array]  # by role; large_string, valid UTF-8
     dropped: Mapping[str, int]  # since the chunk before
+
+    def after(self, num_rows: int) -> Chunk:
+        """The same chunk behind so many rows."""
+        return replace(self, selected=self.selected + num_rows)
 
 
 def scan(tables: Sequence[Table], sieve: Sieve) -> Iterator[tuple[Table, Chunk]]:
@@ -114,16 +118,7 @@ def scan(tables: Sequence[Table], sieve: Sieve) -> Iterator[tuple[Table, Chunk]]
                 base = 0 if last is None or unit.table is not last.table else base + grown
                 last, grown = unit, 0
             grown += chunk.num_rows
-            yield (
-                unit.table,
-                Chunk(
-                    num_rows=chunk.num_rows,
-                    selected=chunk.selected + base,
-                    sizes=chunk.sizes,
-                    texts=chunk.texts,
-                    dropped=chunk.dropped,
-                ),
-            )
+            yield unit.table, chunk.after(base)
 
 
 class _Unit(Protocol):
@@ -216,9 +211,11 @@ class _Group:
         ):
             self.table.expect(raw, self._byte_ranges([*numbers, *texts]))
             if num_rows > _MOST_AT_ONCE:
+                start = 0
                 for batch in self._batches(file, list(dict.fromkeys([*numbers, *texts]))):
                     columns = {role: batch[role] for role in (*numbers, *texts)}
-                    yield _sift(sieve, columns, numbers, texts, batch[""], drops)
+                    yield _sift(sieve, columns, numbers, texts, batch[""], drops).after(start)
+                    start += batch[""]
                 return
             yield from self._in_passes(file, sieve, num_rows, numbers, texts, drops)
 
@@ -377,8 +374,11 @@ class _Searched:
             except Unsearchable as error:
                 if given[0]:
                     raise BadInput(f"broke off while it was read: {error}", where=self.table.name) from error
-                for group in range(done[0], self.metadata.num_row_groups):
-                    yield from _Group(self.table, self.metadata, group)._chunks(sieve)
+                groups = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+                for group in range(done[0], len(groups)):
+                    first = sum(groups[:group])
+                    for chunk in _Group(self.table, self.metadata, group)._chunks(sieve):
+                        yield chunk.after(first)
 
     def _chunks(self, sieve: Sieve, done: list[int], given: list[int]) -> Iterator[Chunk]:
         import numpy as np
@@ -475,13 +475,7 @@ class _Lines:
             drops = _Drops()
             drops(UNREADABLE_LINE, num_rows - len(places))
             chunk = _sift(sieve, columns, numbers, texts, len(places), drops)
-            yield Chunk(
-                num_rows=num_rows,
-                selected=places[chunk.selected],
-                sizes=chunk.sizes,
-                texts=chunk.texts,
-                dropped=chunk.dropped,
-            )
+            yield replace(chunk, num_rows=num_rows, selected=places[chunk.selected])
 
 
 # ---- sifting
