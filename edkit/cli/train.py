@@ -111,7 +111,6 @@ def train(
     state_dir: console.StateDir = None,
 ) -> None:
     """Fine-tune a model on a data root, whole or as LoRA adapters, with exact resume."""
-    from edkit.train.everydream import is_everydream, read_everydream
     from edkit.train.loop import find_run
     from edkit.train.loop import train as verb
     from edkit.train.settings import flag_settings
@@ -149,11 +148,8 @@ def train(
         device=device,
         state_dir=state_dir,
     )
-    settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume)
     with console.session(as_json=as_json, quiet=quiet) as ui:
-        if config is not None and is_everydream(config):
-            for note in read_everydream(config).notes:
-                ui.progress.say(f"{config.name}: {note}")
+        settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume, progress=ui.progress)
         run = verb(settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress)
         if dry_run:
             _show_plan(ui, run)

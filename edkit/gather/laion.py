@@ -104,7 +104,8 @@ def candidates(
     it read the tables once more, into temporary files as large as the matches' texts.
 
     Fills `funnel` as it goes. Whole Parquet row groups that some filter drops by their statistics are counted as that
-    filter's. Memory: below 400 MB (measured: 389), and 1.5 bytes a match past eight million. Raises UsageError, BadInput.
+    filter's. Memory: below 400 MB (measured: 389), and 1.5 bytes a match past eight million. Raises UsageError,
+    BadInput.
     """
     if part is not None and not 1 <= part[0] <= part[1]:
         raise UsageError(f"--part {part[0]}/{part[1]}: i/n, i from 1 to n")

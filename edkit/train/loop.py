@@ -169,7 +169,12 @@ def train(
 
 
 def find_run(
-    config: Path | None, flags: Mapping[str, Any], *, run_dir: Path | None, resume: bool
+    config: Path | None,
+    flags: Mapping[str, Any],
+    *,
+    run_dir: Path | None,
+    resume: bool,
+    progress: Progress = SILENT,
 ) -> tuple[TrainSettings, Path | None]:
     """The settings a command line means, and the run it wants to go on with (None: a new one).
 
@@ -178,7 +183,7 @@ def find_run(
     if not resume:
         if run_dir is not None:
             raise UsageError(f"{run_dir}: a run folder is named only with --resume")
-        return read_settings(config, flags), None
+        return read_settings(config, flags, say=progress.say), None
     going_on = run_dir or flags.get("out")
     if going_on is None:
         runs = sorted(Path("runs").glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -187,7 +192,7 @@ def find_run(
         going_on = runs[-1].parent
     before = _settings_of(Path(going_on))
     if config is not None:
-        before = read_settings(config, flags)
+        before = read_settings(config, flags, say=progress.say)
     return before.but(**{k: v for k, v in flags.items() if k != "out"}), Path(going_on)
 
 

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -220,9 +220,3 @@ def caption_counts(samples: Iterable[tuple[str, str]]) -> dict[str, Counter[str]
     for folder, caption in samples:
         counts.setdefault(folder, Counter())[caption] += 1
     return counts
-
-
-def is_lora(model: Any) -> bool:
-    """Whether a path is a folder that `export_lora` wrote."""
-    path = Path(str(model))
-    return path.is_dir() and (path / UI_FILE).is_file() and not (path / "model_index.json").exists()

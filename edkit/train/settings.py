@@ -11,7 +11,7 @@ import secrets
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -157,9 +157,11 @@ def defaults() -> dict[str, Any]:
     return {f.name: f.default for f in fields(TrainSettings) if f.name not in missing}
 
 
-def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> TrainSettings:
+def read_settings(
+    path: Path | None, flags: Mapping[str, Any] | None = None, *, say: Callable[[str], None] = lambda line: None
+) -> TrainSettings:
     """Settings from a TOML file, EveryDream's `train.json`, or no file, under the flags given; relative paths in
-    a TOML file are relative to it.
+    a TOML file are relative to it. `say` is told what of a `train.json` has no place here.
 
     Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of
     range.
@@ -167,7 +169,10 @@ def read_settings(path: Path | None, flags: Mapping[str, Any] | None = None) -> 
     said: dict[str, Any] = {}
     lines: dict[str, int] = {}
     if path is not None and is_everydream(path):
-        said = read_everydream(path).settings
+        theirs = read_everydream(path)
+        said = theirs.settings
+        for note in theirs.notes:
+            say(f"{path.name}: {note}")
     elif path is not None:
         said, lines = _read_toml(path)
     said |= {key: value for key, value in (flags or {}).items() if value is not None}

@@ -63,6 +63,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny model of a family (`sd1`, `sd2`, `sdxl`), made once."""
+    from edkit.train.initial import init_model
+
+    folder = tmp_path_factory.mktemp("families")
+
+    def model(name: str) -> Path:
+        out = folder / name
+        return out if out.exists() else init_model(name, size="tiny", out=out).out
+
+    return model
+
+
 def drawn(folder: Path, n: int = 8, *, sizes: tuple[tuple[int, int], ...] = ((40, 40),)) -> Path:
     """Red and blue pictures with some noise, captioned by their names."""
     folder.mkdir(parents=True, exist_ok=True)

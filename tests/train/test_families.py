@@ -14,24 +14,11 @@ from PIL import Image
 
 from edkit.train.families import load_family
 from edkit.train.generate import Request, draw, generate
-from edkit.train.initial import init_model
 from edkit.train.loop import train
 from edkit.train.settings import TrainSettings
 
 Settings = Callable[..., TrainSettings]
 FAMILIES = ["sd1", "sd2", "sdxl"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The tiny model of a family, made once."""
-    folder = tmp_path_factory.mktemp("families")
-
-    def model(name: str) -> Path:
-        out = folder / name
-        return out if out.exists() else init_model(name, size="tiny", out=out).out
-
-    return model
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -17,25 +17,12 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.train import checkpoint as ck
 from edkit.train.families import load_family
 from edkit.train.generate import generate, parse_lora
-from edkit.train.initial import init_model
 from edkit.train.loop import Run, train
 from edkit.train.lora import PEFT_FILE, UI_FILE, add_lora, merge_lora
 from edkit.train.settings import TrainSettings
 
 Settings = Callable[..., TrainSettings]
 LORA: dict[str, Any] = {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0, "train_text_encoder": True, "lr": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The tiny model of a family, made once."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        out = folder / name
-        return out if out.exists() else init_model(name, size="tiny", out=out).out
-
-    return model
 
 
 def trained(settings: Settings, model: Path, **changes: Any) -> Run:

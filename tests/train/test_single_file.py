@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,8 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.train.convert import convert
 from edkit.train.families import load_family
 from edkit.train.families.single_file import load_single_file, save_single_file
-from edkit.train.initial import init_model
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The tiny model of a family, made once."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        out = folder / name
-        return out if out.exists() else init_model(name, size="tiny", out=out).out
-
-    return model
 
 
 def saved(models: Any, name: str, path: Path) -> Path:
