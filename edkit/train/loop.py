@@ -17,35 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edkit import __version__
 from edkit.data import atomic
-from edkit.data.errors import BadInput, NoSpace, StateError, UsageError
+from edkit.data.errors import NoSpace, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
-from edkit.train import optimizers
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
-from edkit.train.families.base import DTYPES, Family, last_layers
+from edkit.train.families.base import Family
 from edkit.train.generate import Request, draw, pick_device
-from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
-from edkit.train.lora import add_lora, caption_counts, export_lora
-from edkit.train.losses import image_losses, timestep_weights
+from edkit.train.loader import Batch, Loader, Noise, Planned
+from edkit.train.lora import caption_counts, export_lora
+from edkit.train.losses import timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
+from edkit.train.trainer import Trainer
 from edkit.train.watch import Watch, read_metrics
 
 # what may differ between a run and its resumption without a word: nothing of it changes what is learned
-_HARMLESS = {
-    "out",
-    "state_dir",
-    "device",
-    "num_threads",
-    "tensorboard",
-    "log_every_steps",
-    "keep_checkpoints",
-}
+_HARMLESS = {"out", "state_dir", "device", "num_threads", "tensorboard", "log_every_steps", "keep_checkpoints"}
 _HARMLESS |= {
     "save_every_steps",
     "save_every_epochs",
@@ -148,22 +140,22 @@ def train(
         ck.clear_unfinished(run_dir)
         atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
         _write_about(run_dir, family, data)
-        trainer = _Trainer(settings, family, data, run_dir, device, progress)
+        loop = _Loop(settings, family, data, run_dir, device, progress)
         if folder is not None and state is not None:
-            trainer.restore(folder, state)
+            loop.restore(folder, state)
         started = time.perf_counter()
         _warn_of_slow_halves(settings, device, progress)
         try:
-            trainer.run(stack)
+            loop.run(stack)
         except torch.OutOfMemoryError:
             raise NoSpace(
-                f"{device} is out of memory at step {trainer.step + 1}",
+                f"{device} is out of memory at step {loop.step + 1}",
                 where=str(run_dir),
                 mend="lower micro_batch_size or resolution, or set gradient_checkpointing; then resume",
             ) from None
         seconds = time.perf_counter() - started
         return _run(
-            settings, data.summary, run_dir, total=total, dry_run=False, trainer=trainer, seconds=seconds,
+            settings, data.summary, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
             resumed_from=None if state is None else int(state["step"]),
         )  # fmt: skip
 
@@ -196,8 +188,8 @@ def find_run(
     return before.but(**{k: v for k, v in flags.items() if k != "out"}), Path(going_on)
 
 
-class _Trainer:
-    """What changes from step to step: weights, optimizer, average, and where the plan stands."""
+class _Loop:
+    """A run: its trainer, its batches, where the plan stands, and what is written when."""
 
     def __init__(
         self,
@@ -208,35 +200,9 @@ class _Trainer:
         device: torch.device,
         progress: Progress,
     ) -> None:
-        self.s, self.family, self.data, self.run_dir, self.device, self.progress = (
-            s,
-            family,
-            data,
-            run_dir,
-            device,
-            progress,
-        )
-        parts = family.parts()
-        denoiser = next(iter(parts))
-        self.trained = [n for n in parts if (s.train_unet if n == denoiser else s.train_text_encoder)]
-        self.trains_text = s.train_text_encoder
-        self.parameters: dict[str, nn.Parameter] = {}
-        groups = []
-        for name in self.trained:
-            part = parts[name].train()
-            if s.gradient_checkpointing:
-                _checkpoint_gradients(part)
-            named = {f"{name}.{key}": p for key, p in self._learning(name, part).items()}
-            self.parameters |= named
-            assert s.lr is not None and s.text_encoder_lr is not None  # resolved
-            groups.append((list(named.values()), s.lr if name == denoiser else s.text_encoder_lr))
-        self.names = {id(p): name for name, p in self.parameters.items()}
-        self.optimizer = optimizers.make_optimizer(
-            s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
-        self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
-        self.texts = None if self.trains_text else TextStates(family, device)
+        self.s, self.family, self.data, self.run_dir = s, family, data, run_dir
+        self.device, self.progress = device, progress
+        self.trainer = Trainer(s, family, device, total_steps=data.total_steps, where=run_dir)
         self.loader = Loader(
             family=family,
             sample=data.sample,
@@ -253,31 +219,15 @@ class _Trainer:
             ),
             noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
         )
-        self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in self.trained for m in parts[n].modules())
-        self.step = self.epoch = self.step_in_epoch = 0
+        self.epoch = self.step_in_epoch = 0  # the next step's place in the plan
         self.num_images = 0
         self.saved: Path | None = None
         self.exported: Path | None = None
         self.grids: list[Path] = []
 
-    def _learning(self, name: str, part: nn.Module) -> dict[str, nn.Parameter]:
-        """The weights of a part that learn, by name; for LoRA they are put in first."""
-        s = self.s
-        if s.method == "lora":
-            assert s.lora_alpha is not None  # resolved
-            return add_lora(
-                part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, targets=s.lora_targets,
-                seed=s.seed,
-            )  # fmt: skip
-        learning = dict(part.named_parameters())
-        if name.startswith("text_encoder") and s.text_encoder_layers is not None:
-            last = last_layers(part, s.text_encoder_layers)
-            learning = {key: p for key, p in learning.items() if key.startswith(last)}
-        for parameter in learning.values():
-            parameter.requires_grad_(True)
-        return learning
-
-    # ---- the loop
+    @property
+    def step(self) -> int:
+        return self.trainer.step
 
     def run(self, stack: contextlib.ExitStack) -> None:
         s, total = self.s, self.data.total_steps
@@ -297,9 +247,11 @@ class _Trainer:
             while self.step < total:
                 clock = time.perf_counter()
                 batch = next(batches)
-                values = self.train_step(batch)
+                values = self.trainer.train_step(batch).values
+                self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
+                self.num_images += batch.num_images
                 meter.add(batch.num_images, time.perf_counter() - clock)
-                watch.step(self.step, values | {"epoch": float(batch.epoch), "images_per_s": meter.rate})
+                watch.step(self.step, {**values, "epoch": float(batch.epoch), "images_per_s": meter.rate})
                 meter.show(advance, values["loss"])
                 if self.step >= total:
                     break
@@ -330,84 +282,6 @@ class _Trainer:
                 yield Planned(epoch=epoch, index=i, last=i + 1 == len(steps), step=steps[i])
             epoch, start = epoch + 1, 0
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step: the batch's images weigh the same, in whatever micro-batches they come."""
-        s, family = self.s, self.family
-        factor = optimizers.lr_factor(
-            self.step,
-            schedule=s.lr_schedule,
-            warmup=s.lr_warmup_steps,
-            total=self.data.total_steps if s.lr_decay_steps is None else s.lr_warmup_steps + s.lr_decay_steps,
-            end=s.lr_end,
-            power=s.lr_power,
-        )
-        optimizers.set_lr(self.optimizer, factor)
-        if self.has_dropout:
-            torch.manual_seed(
-                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
-            )
-        losses: list[Tensor] = []
-        weighted: list[Tensor] = []
-        for micro in batch.micros:
-            tokens, which = micro.tokens, micro.which.to(self.device)
-            with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
-                if self.texts is None:
-                    text = family.encode_text({name: ids.to(self.device) for name, ids in tokens.items()})
-                else:
-                    text = self.texts.states(tokens)
-                text = {name: rows[which] for name, rows in text.items()}
-                if s.embedding_perturbation:
-                    text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
-                timesteps = micro.timesteps.to(self.device)
-                said = family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
-            errors = image_losses(
-                said, micro.target.to(self.device), loss_type=s.loss_type, huber_delta=s.huber_delta,
-                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
-            )  # fmt: skip
-            each = errors * micro.weights.to(self.device)
-            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
-            losses.append(errors.detach())
-            weighted.append(each.detach())
-        loss = float(torch.cat(weighted).double().mean())
-        if not math.isfinite(loss):
-            self._not_finite(batch, torch.cat(weighted))
-        norm = None
-        self.scaler.unscale_(self.optimizer)
-        if s.clip_grad_norm is not None:
-            norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), s.clip_grad_norm))
-            # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less
-            if not math.isfinite(norm) and not self.scaler.is_enabled():
-                self._not_finite(batch, None)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.step)
-        self.step += 1
-        self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
-        self.num_images += batch.num_images
-        values = {
-            "loss": loss,
-            "plain_loss": float(torch.cat(losses).double().mean()),  # no weights
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
-        return values if norm is None else values | {"grad_norm": norm}
-
-    def _not_finite(self, batch: Batch, losses: Tensor | None) -> None:
-        samples = [sample for micro in batch.micros for sample in micro.samples]
-        bad = samples
-        if losses is not None:
-            bad = [
-                sample for sample, value in zip(samples, losses.tolist(), strict=True) if not math.isfinite(value)
-            ] or samples
-        named = ", ".join(sorted({str(sample.path) for sample in bad})[:8])
-        what = "loss" if losses is not None else "gradient"
-        raise BadInput(
-            f"the {what} of step {self.step + 1} is not finite; the batch's files: {named}",
-            where=str(self.run_dir),
-            mend="lower lr, look at the files, or resume with --precision fp32; the last checkpoint is good",
-        )
-
     def _due(self, batch: Batch, seconds: float) -> bool:
         s = self.s
         return bool(
@@ -420,49 +294,24 @@ class _Trainer:
 
     def save(self) -> None:
         """A checkpoint of this moment."""
-        tensors: dict[str, dict[str, Tensor]] = {
-            "weights": {name: p.detach().cpu() for name, p in self.parameters.items()},
-            "optimizer": optimizers.optimizer_tensors(self.optimizer, self.names),
-        }
-        if self.ema is not None:
-            tensors["ema"] = {name: t.cpu() for name, t in self.ema.tensors().items()}
         state = {
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "data": self.data.fingerprint,
             "settings": _hash(to_toml(self.s)),
             "num_threads": torch.get_num_threads(),
-            "optimizer": optimizers.optimizer_numbers(self.optimizer, self.names),
-            "scaler": self.scaler.state_dict(),
             "versions": _versions(),
             "time": time.time(),
+            **self.trainer.numbers(),
         }
         self.saved = ck.save_checkpoint(
-            self.run_dir, step=self.step, state=state, tensors=tensors, keep=self.s.keep_checkpoints
+            self.run_dir, step=self.step, state=state, tensors=self.trainer.tensors(), keep=self.s.keep_checkpoints
         )
 
-    @torch.no_grad()
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Stand where the checkpoint was made."""
-        weights = ck.load_tensors(folder, "weights")
-        if set(weights) != set(self.parameters):
-            raise BadInput("has other weights than this model and these settings train", where=str(folder))
-        for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
-        moments = ck.load_tensors(folder, "optimizer")
-        optimizers.load_optimizer(self.optimizer, self.names, moments, state.get("optimizer", {}))
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            if (folder / "ema.safetensors").exists():
-                self.ema.load(ck.load_tensors(folder, "ema"))
-            else:
-                self.ema.load(weights)
-        self.step, self.epoch, self.step_in_epoch = (
-            int(state["step"]),
-            int(state["epoch"]),
-            int(state["step_in_epoch"]),
-        )
+        self.trainer.restore(folder, state)
+        self.epoch, self.step_in_epoch = int(state["epoch"]), int(state["step_in_epoch"])
         if state["versions"] != _versions():
             self.progress.say(
                 f"resuming with other versions than before ({state['versions']}): not the same to the bit"
@@ -477,10 +326,12 @@ class _Trainer:
             "edkit_data": self.data.fingerprint,
             "edkit_base_model": self.data.model_hash,
         }
-        with self._averaged():
+        with self.trainer.averaged():
             if self.s.method == "lora":
                 self.exported = export_folder(
-                    out, partial(self._write_lora, metadata=metadata), num_bytes=2 * _bytes(self.parameters.values())
+                    out,
+                    partial(self._write_lora, metadata=metadata),
+                    num_bytes=2 * _bytes(self.trainer.parameters.values()),
                 )
             else:
                 self.exported = export_model(
@@ -509,16 +360,13 @@ class _Trainer:
             counts[prompt] = counts.get(prompt, 0) + 1
         side = self.family.resolution if s.resolution is None else s.resolution
         side -= side % self.family.bucket_step
-        with self._averaged():
+        with self.trainer.averaged():
             pictures = draw(
                 self.family, requests, steps=s.sample_steps, guidance=s.sample_guidance, size=(side, side),
                 negative=s.sample_negative, precision=s.precision, device=self.device, progress=self.progress,
             )  # fmt: skip
         said = {"seed": s.sample_seed, "steps": s.sample_steps, "guidance": s.sample_guidance}
         self.grids.append(watch.pictures(self.step, pictures, s.sample_prompts, said))
-
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        return self.ema.in_place() if self.ema is not None else contextlib.nullcontext()
 
 
 class _Meter:
@@ -598,13 +446,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _checkpoint_gradients(part: nn.Module) -> None:
-    for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):
-        if hasattr(part, name):
-            getattr(part, name)()
-            return
-
-
 def _write_about(run_dir: Path, family: Family, data: Prepared) -> None:
     about = {
         "edkit": __version__,
@@ -640,19 +481,19 @@ def _run(
     *,
     total: int,
     dry_run: bool,
-    trainer: _Trainer | None = None,
+    loop: _Loop | None = None,
     seconds: float = 0.0,
     resumed_from: int | None = None,
 ) -> Run:
     losses = [] if dry_run else [row["loss"] for row in read_metrics(run_dir)]
     tenth = max(1, len(losses) // 10)
-    images = trainer.num_images if trainer else 0
+    images = loop.num_images if loop else 0
     return Run(
         run_dir=run_dir,
         settings=settings,
         summary=summary,
         dry_run=dry_run,
-        step=trainer.step if trainer else 0,
+        step=loop.step if loop else 0,
         total_steps=total,
         resumed_from=resumed_from,
         num_images=images,
@@ -660,7 +501,7 @@ def _run(
         last_loss=sum(losses[-tenth:]) / tenth if losses else math.nan,
         seconds=seconds,
         images_per_second=images / seconds if seconds else 0.0,
-        export=trainer.exported if trainer else None,
-        checkpoint=trainer.saved if trainer else None,
-        samples=tuple(trainer.grids) if trainer else (),
+        export=loop.exported if loop else None,
+        checkpoint=loop.saved if loop else None,
+        samples=tuple(loop.grids) if loop else (),
     )

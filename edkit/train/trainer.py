@@ -1,0 +1,206 @@
+"""One optimizer step after another: the weights that learn, their optimizer and their average. It knows no files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edkit.data.errors import BadInput
+from edkit.train import checkpoint as ck
+from edkit.train import optimizers
+from edkit.train.families.base import DTYPES, Family, last_layers
+from edkit.train.loader import Batch, TextStates
+from edkit.train.lora import add_lora
+from edkit.train.losses import image_losses
+from edkit.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step was."""
+
+    values: Mapping[str, float]  # loss, plain_loss (no weights), lr, grad_norm where it was asked for
+    losses: Tensor  # (n,) plain loss of each image, in the order of the batch's micro-batches; on the CPU
+
+
+class Trainer:
+    """What changes from step to step: weights, optimizer, scaler and average."""
+
+    def __init__(
+        self, s: TrainSettings, family: Family, device: torch.device, *, total_steps: int, where: Path
+    ) -> None:
+        """`total_steps` is what the schedule of the learning rate spans; `where` is named in errors."""
+        self.s, self.family, self.device, self._total, self._where = s, family, device, total_steps, where
+        parts = family.parts()
+        denoiser = next(iter(parts))
+        trained = [n for n in parts if (s.train_unet if n == denoiser else s.train_text_encoder)]
+        self.parameters: dict[str, nn.Parameter] = {}
+        groups = []
+        for name in trained:
+            part = parts[name].train()
+            if s.gradient_checkpointing:
+                _checkpoint_gradients(part)
+            named = {f"{name}.{key}": p for key, p in self._learning(name, part).items()}
+            self.parameters |= named
+            assert s.lr is not None and s.text_encoder_lr is not None  # resolved
+            groups.append((list(named.values()), s.lr if name == denoiser else s.text_encoder_lr))
+        self._names = {id(p): name for name, p in self.parameters.items()}
+        self.optimizer = optimizers.make_optimizer(
+            s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
+        self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
+        self._texts = None if s.train_text_encoder else TextStates(family, device)
+        self._has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in trained for m in parts[n].modules())
+        self.step = 0  # finished optimizer steps
+
+    def _learning(self, name: str, part: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights of a part that learn, by name; for LoRA they are put in first."""
+        s = self.s
+        if s.method == "lora":
+            assert s.lora_alpha is not None  # resolved
+            return add_lora(
+                part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, targets=s.lora_targets,
+                seed=s.seed,
+            )  # fmt: skip
+        learning = dict(part.named_parameters())
+        if name.startswith("text_encoder") and s.text_encoder_layers is not None:
+            last = last_layers(part, s.text_encoder_layers)
+            learning = {key: p for key, p in learning.items() if key.startswith(last)}
+        for parameter in learning.values():
+            parameter.requires_grad_(True)
+        return learning
+
+    def train_step(self, batch: Batch) -> StepResult:
+        """One optimizer step: the batch's images weigh the same, in whatever micro-batches they come."""
+        s, family = self.s, self.family
+        factor = optimizers.lr_factor(
+            self.step,
+            schedule=s.lr_schedule,
+            warmup=s.lr_warmup_steps,
+            total=self._total if s.lr_decay_steps is None else s.lr_warmup_steps + s.lr_decay_steps,
+            end=s.lr_end,
+            power=s.lr_power,
+        )
+        optimizers.set_lr(self.optimizer, factor)
+        if self._has_dropout:
+            torch.manual_seed(
+                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
+            )
+        losses: list[Tensor] = []
+        weighted: list[Tensor] = []
+        for micro in batch.micros:
+            tokens, which = micro.tokens, micro.which.to(self.device)
+            with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
+                if self._texts is None:
+                    text = family.encode_text({name: ids.to(self.device) for name, ids in tokens.items()})
+                else:
+                    text = self._texts.states(tokens)
+                text = {name: rows[which] for name, rows in text.items()}
+                if s.embedding_perturbation:
+                    text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
+                timesteps = micro.timesteps.to(self.device)
+                said = family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
+            errors = image_losses(
+                said, micro.target.to(self.device), loss_type=s.loss_type, huber_delta=s.huber_delta,
+                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
+            )  # fmt: skip
+            each = errors * micro.weights.to(self.device)
+            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
+            losses.append(errors.detach())
+            weighted.append(each.detach())
+        loss = float(torch.cat(weighted).double().mean())
+        if not math.isfinite(loss):
+            self._not_finite(batch, torch.cat(weighted))
+        norm = None
+        self.scaler.unscale_(self.optimizer)
+        if s.clip_grad_norm is not None:
+            norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), s.clip_grad_norm))
+            # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
+                self._not_finite(batch, None)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.step += 1
+        plain = torch.cat(losses).cpu()
+        values = {
+            "loss": loss,
+            "plain_loss": float(plain.double().mean()),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        return StepResult(values=values if norm is None else values | {"grad_norm": norm}, losses=plain)
+
+    def _not_finite(self, batch: Batch, losses: Tensor | None) -> None:
+        samples = [sample for micro in batch.micros for sample in micro.samples]
+        bad = samples
+        if losses is not None:
+            bad = [
+                sample for sample, value in zip(samples, losses.tolist(), strict=True) if not math.isfinite(value)
+            ] or samples
+        named = ", ".join(sorted({str(sample.path) for sample in bad})[:8])
+        what = "loss" if losses is not None else "gradient"
+        raise BadInput(
+            f"the {what} of step {self.step + 1} is not finite; the batch's files: {named}",
+            where=str(self._where),
+            mend="lower lr, look at the files, or resume with --precision fp32; the last checkpoint is good",
+        )
+
+    # ---- what a checkpoint holds
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights, the optimizer's moments and the average, by the name of their file."""
+        tensors: dict[str, dict[str, Tensor]] = {
+            "weights": {name: p.detach().cpu() for name, p in self.parameters.items()},
+            "optimizer": optimizers.optimizer_tensors(self.optimizer, self._names),
+        }
+        if self.ema is not None:
+            tensors["ema"] = {name: t.cpu() for name, t in self.ema.tensors().items()}
+        return tensors
+
+    def numbers(self) -> dict[str, Any]:
+        """What of the optimizer and the scaler is no tensor."""
+        return {
+            "optimizer": optimizers.optimizer_numbers(self.optimizer, self._names),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Stand where the checkpoint was made; BadInput where it holds other weights than these settings train."""
+        weights = ck.load_tensors(folder, "weights")
+        if set(weights) != set(self.parameters):
+            raise BadInput("has other weights than this model and these settings train", where=str(folder))
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        moments = ck.load_tensors(folder, "optimizer")
+        optimizers.load_optimizer(self.optimizer, self._names, moments, state.get("optimizer", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            if (folder / "ema.safetensors").exists():
+                self.ema.load(ck.load_tensors(folder, "ema"))
+            else:
+                self.ema.load(weights)
+        self.step = int(state["step"])
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, the model has its average's weights (where an average is kept)."""
+        return self.ema.in_place() if self.ema is not None else contextlib.nullcontext()
+
+
+def _checkpoint_gradients(part: nn.Module) -> None:
+    for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):
+        if hasattr(part, name):
+            getattr(part, name)()
+            return
