@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -337,22 +336,24 @@ def test_killed_again_and_again_the_folder_is_as_if_it_had_not_been(tmp_path: Pa
     whole = import_webdataset([tmp_path / "s.tar"], out=tmp_path / "whole")
     script = (
         "import sys, os, threading, time; from pathlib import Path\n"
-        "from edkit.gather import local; local._BATCH = 16\n"
+        "from edkit.gather import local, place; local._BATCH = 16\n"
         "from edkit.gather.webdataset import import_webdataset\n"
-        "def die(): time.sleep(float(sys.argv[2])); os.kill(os.getpid(), 9)\n"
-        "threading.Thread(target=die, daemon=True).start()\n"
-        "import_webdataset(['s.tar'], out=Path('killed')); print('done')\n"
+        "real, calls, when, delay = place.rename_new, 0, int(sys.argv[1]), float(sys.argv[2])\n"
+        "def die(): time.sleep(delay); os.kill(os.getpid(), 9)\n"
+        "def rename(src, dst):\n"
+        "    global calls; calls += 1\n"
+        "    if calls == when: threading.Thread(target=die, daemon=True).start()\n"
+        "    real(src, dst)\n"
+        "place.rename_new = rename\n"
+        "import_webdataset(['s.tar'], out=Path('killed'))\n"
     )
-    num_killed = 0
-    for attempt in range(5):
-        command = [sys.executable, "-c", script, "-", str(0.2 + 0.1 * attempt)]
+    # at a drawn file, and a moment later: between two files, in the ledger, in the next batch's staging
+    for when, delay in ((1, 0.0), (16, 0.002), (23, 0.005), (40, 0.01), (17, 0.0)):
+        command = [sys.executable, "-c", script, str(when), str(delay)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        if done.stdout.strip() == "done":
-            break
         assert done.returncode == -9, done.stderr
-        num_killed += 1
     last = import_webdataset([tmp_path / "s.tar"], out=tmp_path / "killed")
-    assert num_killed >= 2 and last.total == whole.total == 299
+    assert last.total == whole.total == 299
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
@@ -367,12 +368,18 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_ctrl_c_leaves_a_state_that_goes_on(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(tar(shard(300)))
     script = (
-        "import _thread, threading, time; from pathlib import Path\n"
-        "from edkit.gather import local; local._BATCH = 16\n"
+        "import _thread; from pathlib import Path\n"
+        "from edkit.gather import local, place; local._BATCH = 16\n"
         "from edkit.gather.webdataset import import_webdataset\n"
-        "threading.Thread(target=lambda: (time.sleep(0.4), _thread.interrupt_main()), daemon=True).start()\n"
+        "real, calls = place.rename_new, 0\n"
+        "def rename(src, dst):\n"
+        "    global calls; calls += 1\n"
+        "    if calls == 70: _thread.interrupt_main()\n"
+        "    real(src, dst)\n"
+        "place.rename_new = rename\n"
         "import_webdataset(['s.tar'], out=Path('out'))\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
     assert import_webdataset([tmp_path / "s.tar"], out=tmp_path / "out").total == 300
     assert captions(tmp_path / "out") == sorted(f"a photo of number {i}" for i in range(300))
