@@ -255,16 +255,16 @@ def test_a_name_that_changes_its_address_is_not_asked_again() -> None:
 
 def test_a_look_up_that_hangs_holds_up_its_own_name_only() -> None:
     def look_up(host: str, port: int, family: int, kind: int) -> list[Any]:
-        time.sleep(5 if host == "slow.test" else 0)
+        time.sleep(10 if host == "slow.test" else 0)
         return [(socket.AF_INET, kind, 6, "", ("8.8.8.8", port))]
 
     async def both() -> str:
         resolver = FilteringResolver(allow_private=False, look_up=look_up)
         slow = asyncio.create_task(resolver.resolve("slow.test", 80))
-        quick = await asyncio.wait_for(resolver.resolve("quick.test", 80), 2)
+        quick = await asyncio.wait_for(resolver.resolve("quick.test", 80), 8)
         slow.cancel()
         await resolver.close()
         return quick[0]["host"]
 
     began = time.monotonic()
-    assert asyncio.run(both()) == "8.8.8.8" and time.monotonic() - began < 3
+    assert asyncio.run(both()) == "8.8.8.8" and time.monotonic() - began < 9
