@@ -11,8 +11,8 @@ from pathlib import Path
 from edkit.data.journal import Change, Move, Trash, Write
 from edkit.data.names import Namer, can_name, safe_name
 from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
+from edkit.data.walk import MASK
 
-MASK = "-masklabel"  # OneTrainer's masks are images, and belong to the image they mask
 _NUMBERED = re.compile(r"(.*)_\(([1-9]\d*)\)", re.DOTALL)
 _FILE_REFERENCE = re.compile(rb"\.(?:txt|caption|ya?ml)", re.IGNORECASE)
 

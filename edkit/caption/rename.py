@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edkit.caption.folder import MASK, Companion, Wanted, companions_of, nfc, plan_folder, split
+from edkit.caption.folder import Companion, Wanted, companions_of, nfc, plan_folder, split
 from edkit.caption.sources import YAML, Left, Source, folder_at, whole
 from edkit.caption.yaml_text import without_words
 from edkit.data.errors import BadInput, Problem, UsageError
@@ -105,13 +105,9 @@ def rename_captions(
                 names = {name for _, name in members}
                 entries = os.listdir(folder)
                 companions = companions_of(entries, names)
-                stems = {split(name)[0] for name in names}
-                masks = {n for n in names if (s := split(n)[0]).endswith(MASK) and s.removesuffix(MASK) in stems}
                 wanted: list[Wanted] = []
                 others: list[str] = []
                 for i, name in members:
-                    if name in masks:
-                        continue
                     found = _wanted(dataset, i, name, companions, caption, source, cascade)
                     if isinstance(found, Left):
                         left.append(found)
@@ -126,8 +122,7 @@ def rename_captions(
                         f"it stays, and the captions in {_relative(folder, root)} stand in .txt sidecars too"
                     )
                 planned = plan_folder(Path(folder), entries, wanted, others)
-                pictures = names - masks
-                num_renamed += sum(isinstance(change, Move) and change.src.name in pictures for change in planned)
+                num_renamed += sum(isinstance(change, Move) and change.src.name in names for change in planned)
                 changes += planned
                 num_wanted += len(wanted)
                 advance(len(members))

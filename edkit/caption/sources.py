@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edkit.caption.folder import MASK, Companion, companions_of, nfc, split
+from edkit.caption.folder import Companion, companions_of, nfc, split
 from edkit.data.dataset import Dataset
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.names import caption_of_stem
@@ -97,8 +97,7 @@ class FolderOfImages:
     path: Path
     entries: list[str]  # all names in it, sorted as walking sorts them
     companions: dict[str, list[Companion]]
-    images: list[Pictured]  # masks of other images are not among them
-    masks: frozenset[str]  # names of those
+    images: list[Pictured]
 
 
 def folders_of(dataset: Dataset) -> Iterator[FolderOfImages]:
@@ -114,14 +113,8 @@ def folders_of(dataset: Dataset) -> Iterator[FolderOfImages]:
         entries = sorted(os.listdir(folder), key=lambda name: (nfc(name), name))
         companions = companions_of(entries, names)
         above = _shared(Path(folder), root, shared)
-        stems = {split(name)[0] for name in names}
-        masks = frozenset(n for n in names if (s := split(n)[0]).endswith(MASK) and s.removesuffix(MASK) in stems)
-        images = [
-            _pictured(dataset, i, path, companions, above)
-            for i, path in zip(indices, paths, strict=True)
-            if path.name not in masks
-        ]
-        yield FolderOfImages(path=Path(folder), entries=entries, companions=companions, images=images, masks=masks)
+        images = [_pictured(dataset, i, path, companions, above) for i, path in zip(indices, paths, strict=True)]
+        yield FolderOfImages(path=Path(folder), entries=entries, companions=companions, images=images)
 
 
 def _pictured(

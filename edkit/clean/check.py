@@ -199,6 +199,8 @@ def _look(
     found += _marked(dataset)
     if dataset.num_empty_captions:
         notes.append(f"{dataset.num_empty_captions:,} captions are empty on purpose (an empty sidecar)")
+    if dataset.num_masks:
+        notes.append(f"{dataset.num_masks:,} images have a mask (-masklabel.png), which is not trained as an image")
     if dataset.skipped:
         some = ", ".join(f"{shown(one.path, root)} ({one.reason})" for one in dataset.skipped[:5])
         more = ", ..." if len(dataset.skipped) > 5 else ""

@@ -22,6 +22,7 @@ class Listing:
     images: tuple[Path, ...]  # absolute, each once, by folder and name
     sidecars: Mapping[Path, tuple[Path, ...]] = field(repr=False)  # only images that have any
     siblings: Mapping[tuple[str, str], int] = field(repr=False)  # (folder, NFC stem) -> images of that stem
+    masks: Mapping[Path, Path] = field(default_factory=dict, repr=False)  # only images that have one
 
     def under(self, folders: Iterable[Path]) -> frozenset[Path]:
         """The images that lie in any of these folders."""
@@ -37,6 +38,7 @@ def list_images(folders: Sequence[Path]) -> Listing:
     images: dict[Path, None] = {}
     sidecars: dict[Path, tuple[Path, ...]] = {}
     siblings: dict[tuple[str, str], int] = defaultdict(int)
+    masks: dict[Path, Path] = {}
     for folder in folders:
         if not Path(folder).is_dir():
             raise UsageError("no such folder", where=str(folder))
@@ -50,7 +52,9 @@ def list_images(folders: Sequence[Path]) -> Listing:
                 siblings[listing.path, stem] += 1
                 if stem in listing.sidecars:
                     sidecars[path] = tuple(Path(listing.path, text) for text in listing.sidecars[stem].values())
-    return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings))
+                if stem in listing.masks:
+                    masks[path] = Path(listing.path, listing.masks[stem])
+    return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings), masks=masks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ def set_aside(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Applied:
-    """Move images to the trash as one journaled operation, each with its sidecars; `more` changes belong to it.
+    """Move images to the trash as one journaled operation, each with its sidecars and mask; `more` belong to it.
 
     A sidecar that an image staying behind has too (`a.txt` of `a.jpg` and `a.png`) stays with it.
     """
@@ -87,10 +91,12 @@ def set_aside(
         key = str(one.path.parent), nfc(one.path.stem)
         if going[key] < listing.siblings.get(key, 1):
             continue
-        for sidecar in listing.sidecars.get(one.path, ()):
-            if sidecar not in gone:
-                gone.add(sidecar)
-                changes.append(Trash(sidecar, f"sidecar of {one.path.name}: {one.reason}"))
+        follow = [("sidecar", sidecar) for sidecar in listing.sidecars.get(one.path, ())]
+        follow += [("mask", listing.masks[one.path])] if one.path in listing.masks else []
+        for what, path in follow:
+            if path not in gone:
+                gone.add(path)
+                changes.append(Trash(path, f"{what} of {one.path.name}: {one.reason}"))
     return apply(catalog, [*changes, *more], verb=verb, command=command, dry_run=dry_run, progress=progress)
 
 

@@ -75,6 +75,7 @@ class Dataset:
         self._source_table = list(columns.source_table)
         self._folder_paths, self._folder_keys = columns.folder_paths, columns.folder_keys
         self._repeats = columns.repeats
+        self._masks = columns.masks
         self._blocked: dict[int, Problem] = dict(blocked or {})
 
     # -- reading
@@ -100,6 +101,7 @@ class Dataset:
             sources=self.sources(i),
             width=int(self.widths[i]),
             height=int(self.heights[i]),
+            mask=self.mask(i),
         )
 
     def path(self, i: int) -> Path:
@@ -133,6 +135,16 @@ class Dataset:
             elif source != BY_FALLBACK:
                 found.append(Path(source))
         return tuple(found)
+
+    def mask(self, i: int) -> Path | None:
+        """Where the image's mask stands (`-masklabel.png` beside it), if it has one."""
+        name = self._masks.get(i)
+        return None if name is None else Path(self._folder_paths[self.folder_ids[i]], name)
+
+    @property
+    def num_masks(self) -> int:
+        """Images that have a mask."""
+        return len(self._masks)
 
     @property
     def paths(self) -> list[Path]:
@@ -190,6 +202,7 @@ class Dataset:
             folder_paths=self._folder_paths,
             folder_keys=self._folder_keys,
             repeats={new_row[i]: n for i, n in self._repeats.items() if i in new_row},
+            masks={new_row[i]: name for i, name in self._masks.items() if i in new_row},
         )
         out = Dataset(
             columns,

@@ -76,6 +76,7 @@ class Columns:
     option_table: dict[Options, int] = field(default_factory=dict)
     source_table: dict[tuple[str, ...], int] = field(default_factory=dict)
     repeats: dict[int, int] = field(default_factory=dict)  # row -> how often its path came before
+    masks: dict[int, str] = field(default_factory=dict)  # row -> its mask's name beside it
 
 
 @dataclass(slots=True)
@@ -152,6 +153,8 @@ class Reader:
                 columns.sources.append(source)
             else:
                 self._image(listing, name, stem, beside or {}, word, lost, row)
+            if stem in listing.masks:
+                columns.masks[row] = listing.masks[stem]
             columns.names.append(name)
             columns.folders.append(folder)
             if word.error is not None:
@@ -396,6 +399,8 @@ class Reader:
                     said,
                     str(path),
                 )
+                if stem in listings[folder].masks:
+                    columns.masks[index] = listings[folder].masks[stem]
                 columns.names.append(name)
                 columns.folders.append(folder_id)
                 if word.error is not None:

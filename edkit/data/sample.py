@@ -97,6 +97,7 @@ class Sample:
     sources: tuple[Path, ...]  # the files that gave the caption, strongest first; the image itself for its name
     width: int  # pixels, as seen upright; 0 where not probed
     height: int
+    mask: Path | None = None  # OneTrainer's `-masklabel.png` beside it
 
     @property
     def main_prompt(self) -> str:

@@ -11,6 +11,8 @@ from edkit.data.image import IMAGE_SUFFIXES
 from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
 
 STATE_NAME = ".edkit"
+MASK = "-masklabel"
+"""What OneTrainer's masks have between their image's stem and `.png`; a mask belongs to its image and is none."""
 
 
 @dataclass(slots=True)
@@ -20,6 +22,7 @@ class Listing:
     path: str
     images: list[str] = field(default_factory=list)
     sidecars: dict[str, dict[str, str]] = field(default_factory=dict)  # NFC stem -> {".txt": name}
+    masks: dict[str, str] = field(default_factory=dict)  # NFC stem of the image -> name of its mask
     options: dict[str, str] = field(default_factory=dict)  # lower-case name -> name
     folders: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
@@ -38,6 +41,7 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
     with os.scandir(path) as scan:
         entries = sorted(scan, key=lambda entry: (nfc(entry.name), entry.name))
     seen: dict[str, str] = {}
+    maybe_masks: list[str] = []
     for entry in entries:
         name = entry.name
         try:
@@ -81,12 +85,27 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
                 if folded in seen:
                     found.clashes.append((seen[folded], name))
                 seen[folded] = name
+                if suffix == ".png" and stem.endswith(MASK):
+                    maybe_masks.append(name)
             if stats:
                 stat = entry.stat()
                 found.stats[name] = (stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             found.skipped.append((name, (error.strerror or str(error)).lower()))
+    if maybe_masks:
+        _part_masks(found, maybe_masks)
     return found
+
+
+def _part_masks(found: Listing, maybe: list[str]) -> None:
+    """Take masks out of the images; one whose image is not there stays an image."""
+    stems = {nfc(os.path.splitext(name)[0]) for name in found.images}  # noqa: PTH122
+    for name in maybe:
+        stem = nfc(name[: -len(f"{MASK}.png")])
+        if stem in stems and stem not in found.masks:
+            found.masks[stem] = name
+    taken = set(found.masks.values())
+    found.images = [name for name in found.images if name not in taken]
 
 
 def walk(root: str, *, stats: bool = False) -> Iterator[tuple[str, Listing]]:

@@ -13,7 +13,7 @@ from edkit.data.journal import Write
 from edkit.data.names import caption_of_stem
 from edkit.data.options import FOLDER_FILES
 from edkit.data.progress import SILENT, Progress
-from edkit.data.walk import Listing, list_folder, nfc
+from edkit.data.walk import MASK, Listing, list_folder, nfc
 from edkit.gather.candidate import Candidate, Funnel
 from edkit.gather.local import Imported, Item, Notes, Target, absolute, run_import
 from edkit.gather.place import Captions
@@ -116,6 +116,9 @@ def _item(dataset: Dataset, i: int, path: Path, root: Path, listing: Listing) ->
             sidecars[".txt"] = sidecars.pop(".caption")
         item.beside = tuple(sidecars.items())
         item.sole = bool(sources) and sources[0] != path and sources[0].parent == path.parent
+    mask = dataset.mask(i)
+    if mask is not None:
+        item.beside = (*item.beside, (f"{MASK}.png", mask))
     return item
 
 

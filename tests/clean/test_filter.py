@@ -51,6 +51,17 @@ def test_reason_and_value_are_remembered(mixed: Path) -> None:
     assert not (mixed / "small.txt").exists()
 
 
+def test_a_mask_is_no_image_and_goes_with_its_own(tmp_path: Path, draw: Draw) -> None:
+    for name, size in (("good", 320), ("small", 64)):
+        draw(f"{name}.png", 1, (size, size))
+        Image.new("L", (16, 16)).save(tmp_path / f"{name}-masklabel.png")
+    result = filter(tmp_path, ["width >= 100"])
+    assert result.num_images == 2 and left(tmp_path) == ["good-masklabel.png", "good.png"]
+    assert [one.reason for one in why(tmp_path / "small-masklabel.png").decisions] == [
+        "mask of small.png: width is 64; the rule is width >= 100"
+    ]
+
+
 def test_what_can_not_be_measured_stays_and_is_reported(mixed: Path) -> None:
     result = filter(mixed, ["width >= 100000"])
     assert [Path(one.where).name for one in result.broken] == ["broken.jpg"]

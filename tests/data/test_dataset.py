@@ -30,6 +30,34 @@ def codes(ds: Dataset) -> list[str]:
     return [problem.code for problem in ds.problems]
 
 
+# ---- masks
+
+
+def test_a_mask_belongs_to_its_image_and_is_none(make: Make) -> None:
+    root = make(
+        {
+            "a dog_1.jpg": SIZE,
+            "a dog_1-masklabel.png": SIZE,
+            "b/caf\u00e9_1.webp": SIZE,
+            "b/cafe\u0301_1-masklabel.png": SIZE,
+            "b/alone-masklabel.png": SIZE,
+            "b/a dog_1-masklabel.jpg": SIZE,
+        }
+    )
+    ds = read(root)
+    masks = {ds.key(i): mask.name for i in range(len(ds)) if (mask := ds.mask(i)) is not None}
+    assert masks == {"a dog_1.jpg": "a dog_1-masklabel.png", "b/caf\u00e9_1.webp": "cafe\u0301_1-masklabel.png"}
+    assert ds.num_masks == 2 and len(ds) == 4 and not ds.skipped
+    assert ds.sample(0).mask == root / "a dog_1-masklabel.png"
+    kept = ds.drop([0])
+    assert [kept.key(i) for i in range(3) if kept.mask(i)] == ["b/caf\u00e9_1.webp"]
+
+
+def test_a_manifests_image_has_the_mask_beside_it(make: Make) -> None:
+    root = make({"p/x.jpg": SIZE, "p/x-masklabel.png": SIZE, "set.json": '[{"image": "p/x.jpg", "caption": "a dog"}]'})
+    assert read(root / "set.json").mask(0) == root / "p" / "x-masklabel.png"
+
+
 # ---- captions
 
 

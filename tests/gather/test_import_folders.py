@@ -102,6 +102,14 @@ def test_a_tree_means_the_same_when_it_is_imported(how: Any, tmp_path: Path) -> 
     assert any("notes.md" in note for note in result.notes)
 
 
+def test_a_mask_comes_along_with_its_image(tmp_path: Path) -> None:
+    draw(tmp_path / "src" / "a dog_7.png", 1)
+    mask = draw(tmp_path / "src" / "a dog_7-masklabel.png", 2)
+    import_folder(tmp_path / "src", out=tmp_path / "out")
+    (sample,) = read(tmp_path / "out")
+    assert sample.mask is not None and sample.mask.read_bytes() == mask.read_bytes()
+
+
 def test_run_again_only_what_is_new_is_taken_and_a_persons_changes_stay(tmp_path: Path) -> None:
     source = tree(tmp_path / "source")
     import_folder(source, out=tmp_path / "out")
