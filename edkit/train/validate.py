@@ -110,15 +110,15 @@ def stable_losses(
                     said = []
                     with autocast:
                         text = texts.states({name: ids[i : i + 1] for name, ids in tokens.items()})
-                        for part in _parts(num_timesteps, rows):
-                            seen = [tensor[part].to(device) for tensor in (noisy, times, sizes)]
+                        for few in _parts(num_timesteps, rows):
+                            seen = [tensor[few].to(device) for tensor in (noisy, times, sizes)]
                             states = {name: row.expand(len(seen[0]), *row.shape[1:]) for name, row in text.items()}
                             said.append(family.predict(seen[0], seen[1], states, seen[2]))
                     losses[start + i] = image_losses(torch.cat(said), target.to(device)).to("cpu", torch.float64)
                     advance(1)
     finally:
-        for name, part_ in family.parts().items():
-            part_.train(modes[name])
+        for name, part in family.parts().items():
+            part.train(modes[name])
     return StableLosses(timesteps=times, losses=losses)
 
 
