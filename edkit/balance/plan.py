@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +20,9 @@ from edkit.measure.families import family as family_of
 if TYPE_CHECKING:
     from edkit.data.catalog import Catalog
     from edkit.data.dataset import Dataset
-    from edkit.data.plan import Epoch, Plan
-    from edkit.data.sample import Caption
+    from edkit.data.plan import Plan
 
 DEEP_CUT = 0.2  # part of an image that a crop may take before it is counted
-
-
 BYTES_A_VALUE = 2  # caches are kept in 16 bits
 
 
@@ -149,24 +147,18 @@ def plan(
         )
     plan = Plan(dataset, settings)
     made = []
-    mixed = []
     with progress.task("planning", total=epochs, unit="epochs") as advance:
-        bucket_of = _bucket_numbers(plan)
         for number in range(epochs):
             epoch = plan.epoch(number, last=number == epochs - 1)
-            made.append((epoch.num_picks, len(epoch)))
-            mixed.append(_num_mixed(epoch, bucket_of))
+            made.append((epoch.num_picks, len(epoch), epoch.num_mixed))
             advance(1)
     if schedule is not None:
         _write_schedule(plan, schedule, epochs, progress)
 
-    trains = np.ones(len(dataset), np.bool_)
-    trains[[i for i, _ in plan.left_out]] = False
-    rows = np.flatnonzero(trains)
-    cuts = _cuts(plan, rows)
-    sizes = tuple(_buckets(plan, rows, cuts))
+    cuts = plan.cuts()[plan.trains]
+    sizes = tuple(_buckets(plan))
     problems = (*whole.problems, *plan.problems)
-    captions = _captions(dataset, rows)
+    ids, num_images = np.unique(dataset.caption_ids[plan.trains], return_counts=True)
     return Planned(
         root=whole.root,
         epochs=epochs,
@@ -174,83 +166,53 @@ def plan(
         resolution=wanted,
         family=family,
         num_images=len(whole),
-        num_training=len(rows),
+        num_training=len(cuts),
         folders=tuple(_folders(plan, dataset, epochs)),
         buckets=sizes,
-        picks=tuple(picks for picks, _ in made),
-        steps=tuple(steps for _, steps in made),
-        mixed_steps=tuple(mixed),
-        total_steps=sum(steps for _, steps in made),
+        picks=tuple(picks for picks, _, _ in made),
+        steps=tuple(steps for _, steps, _ in made),
+        mixed_steps=tuple(mixed for _, _, mixed in made),
+        total_steps=sum(steps for _, steps, _ in made),
         num_small=len(plan.small),
         num_deep_cuts=int((cuts > DEEP_CUT).sum()),
         cut=float(cuts.mean()),
-        num_captions=len(captions),
+        num_captions=len(ids),
         num_empty_captions=dataset.num_empty_captions,
-        cut_captions=_cut_captions(captions, shape) if shape else None,
+        cut_captions=_cut_captions(dataset, ids, num_images, shape) if shape else None,
         latent_bytes=_latent_bytes(sizes, shape) if shape else None,
-        text_bytes=len(captions) * shape.text_values * BYTES_A_VALUE if shape else None,
+        text_bytes=len(ids) * shape.text_values * BYTES_A_VALUE if shape else None,
         kinds=_kinds(problems),
         problems=problems,
         schedule=schedule,
     )
 
 
-def _catalog(root: Path, state_dir: Path | None, progress: Progress) -> Catalog:
+def _catalog(root: Path, state_dir: Path | None, progress: Progress) -> AbstractContextManager[Catalog | None]:
     """The catalog for what it knows of headers and captions; looking makes no state where there is none."""
     from edkit.data.catalog import Catalog, state_dir_for
 
-    if state_dir_for(root, state_dir).is_dir():
-        try:
-            return Catalog.open(root, state_dir=state_dir, command="plan", progress=progress)
-        except StateError:  # another command writes, or the folder is read-only: then what we find isn't kept
-            pass
-    return Catalog.open(root, state_dir=state_dir, write=False, progress=progress)
+    if not state_dir_for(root, state_dir).is_dir():
+        return nullcontext()
+    try:
+        return Catalog.open(root, state_dir=state_dir, command="plan", progress=progress)
+    except StateError:  # another command writes, or the folder is read-only: then what we find isn't kept
+        return Catalog.open(root, state_dir=state_dir, write=False, progress=progress)
 
 
-def _bucket_numbers(plan: Plan) -> Any:
-    import numpy as np
-
-    number = {bucket: i for i, bucket in enumerate(plan.buckets)}
-    return np.fromiter((number[plan.bucket(i)] for i in range(len(plan.dataset))), np.int64)
-
-
-def _num_mixed(epoch: Epoch, bucket_of: Any) -> int:
-    """Steps that join images of several buckets."""
-    return sum(bool((bucket_of[step] != bucket_of[step[0]]).any()) for step in epoch.indices())
-
-
-def _buckets(plan: Plan, rows: Any, cuts: Any) -> Iterator[BucketPart]:
+def _buckets(plan: Plan) -> Iterator[BucketPart]:
     """The sizes in use, from tall to wide; those of full resolution first."""
     import numpy as np
 
+    of = plan.bucket_ids[plan.trains]
+    counts = np.bincount(of, minlength=len(plan.buckets))
+    lost = np.bincount(of, plan.cuts()[plan.trains], len(plan.buckets))
     # by size: a small resolution may have one size at two levels
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for place, i in enumerate(rows.tolist()):
-        by_size.setdefault(plan.bucket(i), []).append(place)
-    for width, height in dict.fromkeys(plan.buckets):
-        places = by_size.get((width, height))
-        if places:
-            cut = float(np.mean(cuts[places]))
-            yield BucketPart(width=width, height=height, num_images=len(places), cut=cut)
-
-
-def _cuts(plan: Plan, rows: Any) -> Any:
-    """The part of each image's area (0..1) that its crop cuts off."""
-    import numpy as np
-
-    from edkit.data.plan import crop_for
-
-    widths, heights = plan.dataset.widths.tolist(), plan.dataset.heights.tolist()
-    known: dict[tuple[int, int, int, int], float] = {}
-    found = np.zeros(len(rows))
-    for place, i in enumerate(rows.tolist()):
-        bucket = plan.bucket(i)
-        size = (widths[i], heights[i], *bucket)
-        if size not in known:
-            crop = crop_for(widths[i], heights[i], bucket)
-            known[size] = 1 - crop.width * crop.height / (crop.scaled_width * crop.scaled_height)
-        found[place] = known[size]
-    return found
+    for size in dict.fromkeys(plan.buckets):
+        levels = [i for i, bucket in enumerate(plan.buckets) if bucket == size]
+        num_images = int(counts[levels].sum())
+        if num_images:
+            cut = float(lost[levels].sum()) / num_images
+            yield BucketPart(width=size[0], height=size[1], num_images=num_images, cut=cut)
 
 
 def _folders(plan: Plan, dataset: Dataset, epochs: int) -> Iterator[FolderPart]:
@@ -269,26 +231,19 @@ def _folders(plan: Plan, dataset: Dataset, epochs: int) -> Iterator[FolderPart]:
         )
 
 
-def _captions(dataset: Dataset, rows: Any) -> dict[Caption, int]:
-    """Every different caption, with how many images have it."""
-    found: dict[Caption, int] = {}
-    for i in rows.tolist():
-        caption = dataset.caption(i)
-        found[caption] = found.get(caption, 0) + 1
-    return found
-
-
-def _cut_captions(captions: dict[Caption, int], family: Family) -> tuple[CutCaption, ...] | None:
+def _cut_captions(dataset: Dataset, ids: Any, num_images: Any, family: Family) -> tuple[CutCaption, ...] | None:
+    """The captions (by `caption_ids`, with how many images have each) that the family's text encoder cuts."""
     try:
         count = unread(family)
     except MissingExtra:
         return None
     found = []
-    for caption, num_images in captions.items():
+    for id, num in zip(ids.tolist(), num_images.tolist(), strict=True):
+        caption = dataset.caption_of(id)
         text = ", ".join(part for part in (caption.text, *(tag.text for tag in caption.tags)) if part)
         num_tokens, lost = count(text)
         if lost:
-            found.append(CutCaption(caption=text, num_images=num_images, num_tokens=num_tokens, lost=lost))
+            found.append(CutCaption(caption=text, num_images=num, num_tokens=num_tokens, lost=lost))
     return tuple(sorted(found, key=lambda cut: (-cut.num_tokens, cut.caption)))
 
 

@@ -28,7 +28,7 @@ from edkit.data.atomic import sha256_of
 from edkit.data.database import close_database, open_database, told, transaction
 from edkit.data.errors import BadInput, NoSpace, StateError
 from edkit.data.lock import Lock
-from edkit.data.places import Places, state_dir_for
+from edkit.data.places import SETTLED_NS, Places, state_dir_for
 from edkit.data.progress import SILENT, Progress
 from edkit.data.redo import Site, finish_unfinished
 
@@ -49,7 +49,6 @@ FactValue = int | float | str | bytes | None
 _T = TypeVar("_T")
 _ASK = 500  # names or ids asked for in one SQL statement
 _NONE = b"\0none"  # a fact that is known to be None, where NULL is one that is not known
-_SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one tick of its clock
 
 _GATHERED_SCHEMA = """
 CREATE TABLE gathering (
@@ -329,7 +328,7 @@ class Catalog:
     def put_seen(self, rows: Iterable[tuple[Path, int, int, str]]) -> None:
         """Remember content ids already known: (path, size, mtime_ns, sha256) as it was when read."""
         now = time.time_ns()
-        settled = [row for row in rows if abs(now - row[2]) > _SETTLED_NS]
+        settled = [row for row in rows if abs(now - row[2]) > SETTLED_NS]
         if not self.writable:
             self._seen.update((path, (size, mtime_ns, sha256)) for path, size, mtime_ns, sha256 in settled)
             return
@@ -443,7 +442,7 @@ class Catalog:
         settled = [
             (path, *stat, value)
             for path, value in values.items()
-            if (stat := _stat(path, stats)) is not None and abs(now - stat[1]) > _SETTLED_NS
+            if (stat := _stat(path, stats)) is not None and abs(now - stat[1]) > SETTLED_NS
         ]
         if not self.writable:
             self._cached.update(((kind, path), (size, mtime, value)) for path, size, mtime, value in settled)

@@ -4,13 +4,13 @@ The folder is the truth: reading changes nothing. What could not be read is name
 wrong or odd in `problems`.
 """
 
-# ruff: noqa: PTH118, PTH122 - plain strings, as this runs a million times over
+# ruff: noqa: PTH122 - plain strings, as this runs a million times over
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edkit.data.errors import BadInput, Problem, UsageError
-from edkit.data.image import probe
+from edkit.data.known import Cache
 from edkit.data.progress import SILENT, Progress
-from edkit.data.reader import BY_FALLBACK, BY_NAME, Cache, Columns, Reader, Skipped
+from edkit.data.reader import BY_FALLBACK, BY_NAME, Columns, Reader, Skipped
 from edkit.data.sample import DEFAULTS, NOTHING_SAID, Caption, Options, Sample
 from edkit.data.walk import nfc
 
@@ -68,8 +68,9 @@ class Dataset:
         self.option_table: list[Options] = list(columns.option_table)
         self.widths: NDArray[np.int32] = np.zeros(len(columns.names), np.int32)  # pixels, upright; 0: not probed
         self.heights: NDArray[np.int32] = np.zeros(len(columns.names), np.int32)
+        self.widths[: len(columns.widths)], self.heights[: len(columns.heights)] = columns.widths, columns.heights
         self._names = columns.names
-        self._caption_ids: NDArray[np.int32] = np.asarray(columns.captions, np.int32)
+        self.caption_ids: NDArray[np.int32] = np.asarray(columns.captions, np.int32)
         self._captions: list[str | Caption] = list(columns.caption_table)
         self._source_ids: NDArray[np.int32] = np.asarray(columns.sources, np.int32)
         self._source_table = list(columns.source_table)
@@ -116,7 +117,11 @@ class Dataset:
 
     def caption(self, i: int) -> Caption:
         """What the sources say the image shows."""
-        caption = self._captions[int(self._caption_ids[i])]
+        return self.caption_of(int(self.caption_ids[i]))
+
+    def caption_of(self, id: int) -> Caption:
+        """The caption that `caption_ids` calls by this number: images with the same one share it."""
+        caption = self._captions[id]
         return Caption(text=caption) if isinstance(caption, str) else caption
 
     def options(self, i: int) -> Options:
@@ -185,7 +190,7 @@ class Dataset:
         """Images whose caption is meant to be empty (an empty sidecar)."""
         empty = [i for i, c in enumerate(self._captions) if not (c if isinstance(c, str) else c.text or c.tags)]
         named = ~np.isin(np.arange(len(self)), np.fromiter(self._blocked, np.int64, len(self._blocked)))
-        return int((np.isin(self._caption_ids, empty) & named).sum())
+        return int((np.isin(self.caption_ids, empty) & named).sum())
 
     # -- leaving out
 
@@ -198,7 +203,7 @@ class Dataset:
         still = {id(p) for i, p in self._blocked.items() if keep[i]}
         new_row = {int(old): new for new, old in enumerate(kept)}
         columns = Columns(
-            names=[self._names[i] for i in kept],
+            names=[self._names[i] for i in kept.tolist()],
             folder_paths=self._folder_paths,
             folder_keys=self._folder_keys,
             repeats={new_row[i]: n for i, n in self._repeats.items() if i in new_row},
@@ -217,7 +222,7 @@ class Dataset:
             self._captions,
             self._source_table,
         )
-        out._caption_ids, out._source_ids = self._caption_ids[kept], self._source_ids[kept]
+        out.caption_ids, out._source_ids = self.caption_ids[kept], self._source_ids[kept]
         out.widths, out.heights = self.widths[kept], self.heights[kept]
         return out
 
@@ -227,7 +232,7 @@ class Dataset:
         # what never became a sample: a manifest's bad rows and missing images, folders that can't be read
         nowhere = ("missing-image", "bad-row", "unreadable-folder")
         left_out += [LeftOut(path=p.where, problem=p) for p in self.errors if p.code in nowhere]
-        out = self.drop(self._blocked)
+        out = self.drop(self._blocked) if self._blocked else copy.copy(self)
         out.problems = out.warnings
         return out, left_out
 
@@ -255,6 +260,7 @@ def read(
     reader = Reader(
         base=(defaults or NOTHING_SAID).over(DEFAULTS),
         fallback=caption_fallback,
+        sizes=sizes,
         cache=catalog,
         progress=progress,
     )
@@ -266,16 +272,13 @@ def read(
         else:
             reader.manifest(place, prefix)
     reader.warn_of_repeats()
-    dataset = Dataset(
+    return Dataset(
         reader.columns,
         roots=tuple(places),
         problems=reader.problems,
         blocked=reader.blocked,
         skipped=reader.skipped,
     )
-    if sizes:
-        _probe_sizes(dataset, reader.stats, catalog, progress)
-    return dataset
 
 
 def _places(root: Any) -> list[Path]:
@@ -305,60 +308,3 @@ def _places(root: Any) -> list[Path]:
     if isinstance(root, Sequence) and root:
         return [place for part in root for place in _places(part)]
     raise UsageError("data root: a folder, a manifest, or a list of those is needed")
-
-
-# ---- sizes
-
-
-def _probe_sizes(
-    dataset: Dataset, stats: Mapping[str, tuple[int, int]], cache: Cache | None, progress: Progress
-) -> None:
-    """Every image's upright size into the columns; an unreadable one becomes an error of the dataset."""
-    folders, names = dataset._folder_paths, dataset._names
-    paths = [os.path.join(folders[f], name) for f, name in zip(dataset.folder_ids.tolist(), names, strict=True)]
-    known: dict[Path, object] = {}
-    by_path: dict[Path, tuple[int, int]] = {}
-    keyed: list[Path] = []
-    if cache is not None:
-        keyed = [Path(path) for path in paths]
-        by_path = {keyed[i]: stats[path] for i, path in enumerate(paths) if path in stats}
-        known = cache.cached_many("header/1", by_path, stats=by_path)
-    todo: list[int] = []
-    for i in range(len(paths)):
-        size = known.get(keyed[i]) if known else None
-        if isinstance(size, list) and len(size) == 2:
-            dataset.widths[i], dataset.heights[i] = size
-        else:
-            todo.append(i)
-    if not todo:
-        return
-
-    def look(i: int) -> tuple[int, int] | BadInput:
-        try:
-            header = probe(paths[i])
-        except BadInput as error:
-            return error
-        return header.width, header.height
-
-    fresh: dict[Path, object] = {}
-    # threads wait for the disk together; the parsing itself is short
-    with progress.task("reading headers", total=len(todo)) as advance, ThreadPoolExecutor(8) as pool:
-        for start in range(0, len(todo), 4096):
-            part = todo[start : start + 4096]
-            for i, size in zip(part, pool.map(look, part), strict=True):
-                if isinstance(size, BadInput):
-                    problem = Problem(
-                        level="error",
-                        code="unreadable-image",
-                        where=size.where or paths[i],
-                        what=size.what,
-                        mend=size.mend or "",
-                    )
-                    dataset.problems.append(problem)
-                    dataset._blocked.setdefault(i, problem)
-                else:
-                    dataset.widths[i], dataset.heights[i] = size
-                    fresh[Path(paths[i])] = list(size)
-                advance(1)
-    if cache is not None and fresh:
-        cache.put_cached_many("header/1", fresh, stats=by_path)

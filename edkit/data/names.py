@@ -35,6 +35,8 @@ _DEVICE_TOKEN = re.compile(rf"(?:{_DEVICE})\d*")
 _LOOSE_TOKEN = re.compile(rf"(?:{_LOOSE})\d*")
 _DEVICE_NAME = re.compile(rf"_*(?:{_DEVICE})[ _.-]*\d*")
 _LOOSE_ALONE = re.compile(r"images?|download|downloaded|unnamed|untitled|unknown|thumbnail|thumb|clipboard|received")
+_FIRST_WORD = re.compile(r"[^\W_]+")
+_MACHINE_FIRST = re.compile(rf"(?:fb|screen|whatsapp|{_DEVICE}).*|(?:{_LOOSE})\d*|[0-9a-f]{{8,}}|\d.*", re.DOTALL)
 _UUID = re.compile(r"\{?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\}?")
 _OWN_FORM = re.compile(r"([^_]*)_ ?\(\d+\)")  # how edkit itself numbers: `caption_(12)`
 
@@ -82,6 +84,17 @@ def is_camera_name(stem: str) -> bool:
     IMG_1234, DSC00017, PXL_2024..., `image (3)`, Screenshot_..., bare numbers, hex, UUIDs; also where such
     a name stands before the first `_` ("0001_a dog"), as the caption ends there.
     """
+    return not begins_with_words(stem.split("_", 1)[0]) and _is_camera_name(stem)
+
+
+@lru_cache(maxsize=1 << 16)
+def begins_with_words(head: str) -> bool:
+    """Whether no name that begins so can be a camera's: its first word is none that cameras give."""
+    first = _FIRST_WORD.search(unicodedata.normalize("NFC", head).casefold())
+    return first is not None and not _MACHINE_FIRST.fullmatch(first[0])
+
+
+def _is_camera_name(stem: str) -> bool:
     name = unicodedata.normalize("NFC", stem).casefold().strip()
     name = f"img{name[3:]}" if name.startswith("_mg_") else name  # Canon's, in Adobe RGB
     caption = caption_of_stem(name)

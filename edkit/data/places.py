@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 STATE = ".edkit"
+SETTLED_NS = 2_000_000_000
+"""A file changed this recently (ns) may change again within one tick of its clock: nothing is kept of it."""
 
 
 def state_dir_for(root: Path, state_dir: Path | None = None) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, overload
 
@@ -25,6 +26,7 @@ from edkit.data.sample import flips
 
 Bucket = tuple[int, int]  # width, height in pixels
 _Ints = NDArray[np.int64]
+_INT64 = 2**63 - 1
 
 _DUPLICATE = 1_000_000  # added to the occurrence of an image that `remainder="duplicate"` repeats
 
@@ -126,6 +128,20 @@ def nearest(width: int, height: int, among: Sequence[Bucket]) -> int:
         else:
             low = middle + 1
     return low
+
+
+def nearest_many(widths: _Ints, heights: _Ints, among: Sequence[Bucket]) -> _Ints:
+    """`nearest` of many images: how many of the borders between neighbouring buckets each one is beyond."""
+    longest = max(max(bucket) for bucket in among)
+    if len(widths) and (max(int(widths.max()), int(heights.max())) * longest) ** 2 > _INT64:
+        pairs = zip(widths.tolist(), heights.tolist(), strict=True)
+        return np.asarray([nearest(width, height, among) for width, height in pairs], np.int64)
+    wide, high = widths**2, heights**2
+    found = np.zeros(len(widths), np.int64)
+    for (w1, h1), (w2, h2) in pairwise(among):
+        image, border = wide * (h1 * h2), high * (w1 * w2)
+        found += (image > border) | ((image == border) & (w1 * w2 <= h1 * h2))
+    return found
 
 
 def crop_for(width: int, height: int, bucket: Bucket) -> Crop:
@@ -240,6 +256,27 @@ class Plan:
         )
 
     @property
+    def bucket_ids(self) -> NDArray[np.int32]:
+        """(n,): where each image's size stands in `buckets`."""
+        return self._bucket
+
+    @property
+    def trains(self) -> NDArray[np.bool_]:
+        """(n,): whether each image trains in some epoch."""
+        return self._trains
+
+    def cuts(self) -> NDArray[np.float64]:
+        """(n,): the part (0..1) of each image's area that its crop cuts off; of `crop_for`, image by image."""
+        wide, high = self.dataset.widths.astype(np.int64), self.dataset.heights.astype(np.int64)
+        wide, high = np.maximum(wide, 1), np.maximum(high, 1)  # what does not train may have no size
+        bucket_wide, bucket_high = np.asarray(self.buckets, np.int64)[self._bucket].T
+        by_width = bucket_wide * high >= bucket_high * wide
+        scaled_high = np.maximum(bucket_high, (high * bucket_wide + wide // 2) // wide)
+        scaled_wide = np.maximum(bucket_wide, (wide * bucket_high + high // 2) // high)
+        scaled = np.where(by_width, bucket_wide * scaled_high, scaled_wide * bucket_high)
+        return np.asarray(1 - bucket_wide * bucket_high / scaled)
+
+    @property
     def bucket_counts(self) -> dict[Bucket, int]:
         """How many images train at each size, tall ones first."""
         used = self._bucket[self._trains]
@@ -341,16 +378,15 @@ class Plan:
         unique, inverse = np.unique(sizes, return_inverse=True)
         chosen = np.zeros(len(unique), np.int32)
         small = np.zeros(len(unique), np.int8)
-        for n, size in enumerate(unique.tolist()):
-            width, height = size >> 32, size & 0xFFFFFFFF
-            if width == 0:
-                continue
-            for depth, level in enumerate(levels):
-                at = nearest(width, height, level)
-                chosen[n] = starts[depth] + at
-                if width >= level[at][0] and height >= level[at][1]:
-                    break
-                small[n] = depth + 1
+        open_ = np.flatnonzero(unique >> 32)  # sizes that no level has taken yet
+        for depth, level in enumerate(levels):
+            wide, high = unique[open_] >> 32, unique[open_] & 0xFFFFFFFF
+            at = nearest_many(wide, high, level)
+            chosen[open_] = starts[depth] + at
+            least = np.asarray(level)[at]  # (n, 2)
+            fits = (wide >= least[:, 0]) & (high >= least[:, 1])
+            open_ = open_[~fits]
+            small[open_] = depth + 1
         self._bucket: NDArray[np.int32] = chosen[inverse]
         self._level = np.where(off, 0, small[inverse]).astype(np.int8)
         self._leave = (self._level != 0) & (s.small == "leave")
@@ -532,6 +568,12 @@ class Epoch:
     def num_picks(self) -> int:
         """Picks that train in this epoch."""
         return int(self._own.full.size) + sum(len(picks) for picks in self._mixed)
+
+    @property
+    def num_mixed(self) -> int:
+        """Steps that join images of several buckets."""
+        sizes = (self.plan.bucket_ids[self._index[picks]] for picks in self._mixed)
+        return sum(bool((of != of[0]).any()) for of in sizes)
 
     def __len__(self) -> int:
         return len(self._order) + self._opening + self._closing

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edkit.data.errors import BadInput, Problem
-from edkit.data.names import caption_of_stem, is_camera_name
+from edkit.data.image import probe
+from edkit.data.known import Cache, Known, keep, load, stats_of
+from edkit.data.names import begins_with_words, caption_of_stem, is_camera_name
 from edkit.data.options import (
     FOLDER_FILES,
     NUMBER_FILES,
@@ -37,20 +44,7 @@ from edkit.data.walk import Listing, list_folder, nfc, walk
 
 BY_NAME, BY_FALLBACK = "<name>", "<fallback>"
 """Caption sources that are neither a sidecar (".txt") nor a path."""
-
-
-class Cache(Protocol):
-    """Small values kept by path, size and time; edkit's Catalog is one."""
-
-    def cached_many(
-        self, kind: str, paths: Iterable[Path], *, stats: Mapping[Path, tuple[int, int]] | None = None
-    ) -> dict[Path, object]:
-        """The values kept for those files that are as they were."""
-
-    def put_cached_many(
-        self, kind: str, values: Mapping[Path, object], *, stats: Mapping[Path, tuple[int, int]] | None = None
-    ) -> None:
-        """Keep values for files as they were when `stats` (size, mtime_ns) was taken."""
+PART = 8192  # files read together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +55,21 @@ class Skipped:
     reason: str
 
 
+def _ints() -> array[int]:
+    return array("i")
+
+
 @dataclass(slots=True)
 class Columns:
     """The set by columns: a row an image, sorted by folder and name (a manifest's in its order)."""
 
     names: list[str] = field(default_factory=list)
-    folders: list[int] = field(default_factory=list)
-    captions: list[int] = field(default_factory=list)
-    options: list[int] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
+    folders: array[int] = field(default_factory=_ints)
+    captions: array[int] = field(default_factory=_ints)
+    options: array[int] = field(default_factory=_ints)
+    sources: array[int] = field(default_factory=_ints)
+    widths: array[int] = field(default_factory=_ints)  # pixels, upright; 0 where not known
+    heights: array[int] = field(default_factory=_ints)
     folder_paths: list[str] = field(default_factory=list)
     folder_keys: list[str] = field(default_factory=list)
     caption_table: dict[str | Caption, int] = field(default_factory=dict)  # str: a verbatim text
@@ -91,81 +91,180 @@ class _FolderWord:
 class Reader:
     """Gathers columns, problems and skipped files over all places of a data root."""
 
-    def __init__(self, *, base: Options, fallback: str | None, cache: Cache | None, progress: Progress) -> None:
+    def __init__(
+        self, *, base: Options, fallback: str | None, sizes: bool, cache: Cache | None, progress: Progress
+    ) -> None:
         self.base, self.fallback, self.cache, self.progress = base, fallback, cache, progress
+        self.sizes = sizes  # whether every image's header is read
         self.columns = Columns()
         self.problems: list[Problem] = []
         self.blocked: dict[int, Problem] = {}
         self.skipped: list[Skipped] = []
-        self.stats: dict[str, tuple[int, int]] = {}  # path -> (size, mtime_ns)
         self._globals: dict[str, tuple[Said, str] | None] = {}
         self._texts: dict[str, str] = {}  # caption files' texts, on one line
         self._yamls: dict[str, Said] = {}
-        self._first: dict[str, int] | None = None  # path -> its first row, where paths may repeat
+        self._stale: set[str] = set()  # folders of which something new was found out
+        self._captions_of: dict[str, str] = {}  # a name up to its first "_" -> the caption it gives
+        self._may_repeat = False
 
     # -- directories
 
     def directory(self, root: Path, prefix: str) -> None:
-        listings: list[tuple[str, Listing]] = []
-        with self.progress.task("walking", unit="folders") as advance:
-            for key, listing in walk(str(root), stats=self.cache is not None):
-                listings.append((key, listing))
-                advance(1)
-        for _, listing in listings:
-            self._note(listing)
-        self._load_sidecars([listing for _, listing in listings])
         chains: dict[str, list[tuple[Said, str]]] = {}
-        with self.progress.task("reading captions", total=sum(len(one.images) for _, one in listings)) as advance:
-            for key, listing in listings:
-                above = chains.get(key.rpartition("/")[0], []) if key else []
-                own = self._global(listing)
-                chains[key] = ([own] if own else []) + above
-                if listing.images:
-                    self._folder(listing, prefix + key if key else prefix.rstrip(":"), chains[key])
-                    advance(len(listing.images))
-                elif odd := set(listing.options) - {"global.yaml"}:
-                    self._warn(
-                        "option-without-images",
-                        os.path.join(listing.path, listing.options[sorted(odd)[0]]),
-                        "holds for this folder alone, and the folder holds no image",
-                        "move it beside the images, or use global.yaml",
-                    )
+        with self.progress.task("reading the folders") as advance:
+            for part in _parts(walk(str(root), stats=self.cache is not None)):
+                self._read_part(part, prefix, chains)
+                advance(sum(len(listing.images) for _, listing in part))
+
+    def _read_part(
+        self, part: Sequence[tuple[str, Listing]], prefix: str, chains: dict[str, list[tuple[Said, str]]]
+    ) -> None:
+        """Some folders' images into the columns; `chains` are the global.yaml files of each folder met so far."""
+        listings = [listing for _, listing in part]
+        known = load(self.cache, (one.path for one in listings if one.images)) if self.cache is not None else {}
+        self._load_sidecars(listings, known)
+        first = len(self.columns.names)
+        for key, listing in part:
+            self._note(listing)
+            above = chains.get(key.rpartition("/")[0], []) if key else []
+            own = self._global(listing)
+            chains[key] = ([own] if own else []) + above
+            if listing.images:
+                self._folder(listing, prefix + key if key else prefix.rstrip(":"), chains[key])
+            elif odd := set(listing.options) - {"global.yaml"}:
+                self._warn(
+                    "option-without-images",
+                    os.path.join(listing.path, listing.options[sorted(odd)[0]]),
+                    "holds for this folder alone, and the folder holds no image",
+                    "move it beside the images, or use global.yaml",
+                )
+        self._size_part([listing for listing in listings if listing.images], known, first)
+        self._texts.clear()
+        self._yamls.clear()
+
+    def _size_part(self, listings: Sequence[Listing], known: Mapping[str, Known], first: int) -> None:
+        """The sizes of some folders' images, whose rows begin at `first`, and what is to be known next time."""
+        nothing = Known()
+        found = np.zeros((len(self.columns.names) - first, 2), np.int32)
+        if self.cache is not None:
+            sizes = [known.get(one.path, nothing).sizes_for(one) for one in listings]
+            self._stale.update(
+                one.path
+                for one, size in zip(listings, sizes, strict=True)
+                if (self.sizes and not size.all()) or known.get(one.path, nothing).names != one.images
+            )
+            found = np.concatenate(sizes) if sizes else found
+        if self.sizes and not found.all():
+            paths = [os.path.join(one.path, name) for one in listings for name in one.images]
+            stats: list[Any] = [pair for one in listings for pair in stats_of(one).tolist()]
+            self._probe(found, first, paths, stats)
+        self.columns.widths.extend(found[:, 0].tolist())
+        self.columns.heights.extend(found[:, 1].tolist())
+        if self.cache is None:
+            return
+        ends = np.cumsum([len(one.images) for one in listings]).tolist()
+        keep(
+            self.cache,
+            (
+                (one, found[end - len(one.images) : end], self._said_in(one), known.get(one.path, nothing))
+                for one, end in zip(listings, ends, strict=True)
+                if one.path in self._stale
+            ),
+        )
+        self._stale.clear()
+
+    def _probe(
+        self, found: NDArray[np.int32], first: int, paths: Sequence[str], stats: Sequence[Sequence[int] | None]
+    ) -> None:
+        """Fill in the sizes that are 0: from the cache's row of that file, else from its header."""
+        todo = np.flatnonzero(found[:, 0] == 0).tolist()
+        by_path: dict[Path, tuple[int, int]] = {}
+        if self.cache is not None:
+            by_path = {Path(paths[i]): (stat[0], stat[1]) for i in todo if (stat := stats[i]) is not None}
+            kept = self.cache.cached_many("header/1", by_path, stats=by_path)
+            for i in todo:
+                size = kept.get(Path(paths[i]))
+                if isinstance(size, list) and len(size) == 2:
+                    found[i] = size
+            todo = [i for i in todo if found[i, 0] == 0]
+        fresh: dict[Path, object] = {}
+
+        def look(i: int) -> tuple[int, int] | BadInput:
+            try:
+                header = probe(paths[i])
+            except BadInput as error:
+                return error
+            return header.width, header.height
+
+        # threads wait for the disk together; the parsing itself is short
+        with ThreadPoolExecutor(8) as pool:
+            for i, size in zip(todo, pool.map(look, todo), strict=True):
+                if isinstance(size, BadInput):
+                    what, mend = size.what, size.mend or ""
+                    where = size.where or paths[i]
+                    problem = Problem(level="error", code="unreadable-image", where=where, what=what, mend=mend)
+                    self._block(first + i, problem)
+                else:
+                    found[i] = size
+                    fresh[Path(paths[i])] = list(size)
+        if self.cache is not None and fresh:
+            fresh = {path: size for path, size in fresh.items() if path in by_path}
+            self.cache.put_cached_many("header/1", fresh, stats=by_path)
+
+    def _said_in(self, listing: Listing) -> dict[str, Any]:
+        """What is known of the folder's sidecars, by name."""
+        found: dict[str, Any] = {}
+        for name in listing.sidecar_stats:
+            path = os.path.join(listing.path, name)
+            if path in self._texts:
+                found[name] = self._texts[path]
+            elif path in self._yamls:
+                found[name] = _said_to_json(self._yamls[path])
+        return found
 
     def _folder(self, listing: Listing, key: str, chain: list[tuple[Said, str]]) -> None:
         """One folder's images into the columns."""
         word = self._folder_word(listing, chain)
         folder = self._new_folder(listing.path, key)
-        columns, sidecars = self.columns, listing.sidecars
+        columns, sidecars, masks = self.columns, listing.sidecars, listing.masks
         base_option = _intern(columns.option_table, word.options)
         by_name = _intern(columns.source_table, (BY_NAME,))
         lost: list[str] = []
-        for name in listing.images:
-            row = len(columns.names)
-            stem = nfc(os.path.splitext(name)[0])
-            beside = sidecars.get(stem)
-            if not beside and not word.words:
-                # most images of a large set come this way: a caption from the name, the folder's options
-                caption: str | Caption
-                caption, from_name = self._named(stem, listing.path, name, row)
-                source = by_name if from_name else _intern(columns.source_table, (BY_FALLBACK,))
-                columns.captions.append(_intern(columns.caption_table, caption))
-                columns.options.append(base_option)
-                columns.sources.append(source)
-            else:
+        table, of_name = columns.caption_table, self._captions_of
+        for row, (name, stem) in enumerate(zip(listing.images, listing.stems, strict=True), len(columns.names)):
+            beside = sidecars.get(stem) if sidecars else None
+            if word.words or (beside and not self._by_text(listing, beside, base_option, row)):
                 self._image(listing, name, stem, beside or {}, word, lost, row)
-            if stem in listing.masks:
-                columns.masks[row] = listing.masks[stem]
-            columns.names.append(name)
-            columns.folders.append(folder)
-            if word.error is not None:
+            elif not beside:
+                # most images of a large set come this way: a caption from the name, the folder's options
+                text, from_name = of_name.get(stem.partition("_")[0]), True
+                if text is None:
+                    text, from_name = self._named(stem, listing.path, name, row)
+                columns.captions.append(table.setdefault(text, len(table)))
+                columns.options.append(base_option)
+                columns.sources.append(by_name if from_name else _intern(columns.source_table, (BY_FALLBACK,)))
+            if masks and stem in masks:
+                columns.masks[row] = masks[stem]
+        columns.names += listing.images
+        columns.folders.extend([folder] * len(listing.images))
+        if word.error is not None:
+            for row in range(len(columns.names) - len(listing.images), len(columns.names)):
                 self.blocked.setdefault(row, word.error)
         self._warn_lost(listing.path, lost)
         self._warn_of_prose(listing.path, len(columns.names) - len(listing.images))
         if word.options.multiply == 0 and word.error is None:
             self._warn("multiply-zero", listing.path, f"multiply is 0: its {len(listing.images)} images are left out")
-        if self.cache is not None:
-            for name in listing.images:
-                self.stats[os.path.join(listing.path, name)] = listing.stats[name]
+
+    def _by_text(self, listing: Listing, beside: dict[str, str], option: int, row: int) -> bool:
+        """Whether one text beside an image is all that is said of it; then that is its caption."""
+        (suffix, name), *more = beside.items()
+        if more or suffix not in (".txt", ".caption"):
+            return False
+        columns, text = self.columns, self._text(os.path.join(listing.path, name), row)
+        columns.captions.append(_intern(columns.caption_table, text))
+        columns.options.append(option)
+        columns.sources.append(_intern(columns.source_table, (name[name.rfind(".") :],)))
+        return True
 
     def _image(
         self,
@@ -190,7 +289,7 @@ class Reader:
             if suffix not in beside:
                 continue
             path = os.path.join(listing.path, beside[suffix])
-            label = beside[suffix][len(os.path.splitext(beside[suffix])[0]) :]
+            label = beside[suffix][beside[suffix].rfind(".") :]
             if suffix in (".caption", ".txt"):
                 text = self._text(path, row)
                 if text is not None:
@@ -235,6 +334,11 @@ class Reader:
         else:
             caption = caption_of_stem(stem)
             if caption:
+                head = stem.partition("_")[0]
+                if begins_with_words(head):
+                    if len(self._captions_of) >= 1 << 16:
+                        self._captions_of.clear()
+                    self._captions_of[head] = caption
                 return caption, True
             what, code = "it has no caption: its name begins with _", "no-caption"
         if self.fallback is not None:
@@ -307,8 +411,8 @@ class Reader:
                 "rename one",
             )
         by_stem: dict[str, list[str]] = {}
-        for name in listing.images if listing.sidecars else ():
-            by_stem.setdefault(nfc(os.path.splitext(name)[0]), []).append(name)
+        for stem, name in zip(listing.stems, listing.images, strict=True) if listing.sidecars else ():
+            by_stem.setdefault(stem, []).append(name)
         for stem, endings in listing.sidecars.items():
             images = by_stem.get(stem)
             for suffix, name in endings.items():
@@ -367,10 +471,11 @@ class Reader:
                 )
                 continue
             entries.append((number, row, full))
-        self._load_sidecars(list(listings.values()))
+        self._load_sidecars(list(listings.values()), {})
         words: dict[str, tuple[int, _FolderWord]] = {}
         lost: dict[str, list[str]] = {}
         columns = self.columns
+        first = len(columns.names)
         with self.progress.task("reading captions", total=len(entries)) as advance:
             for number, row, full in entries:
                 folder, name = os.path.split(full)
@@ -405,9 +510,19 @@ class Reader:
                 columns.folders.append(folder_id)
                 if word.error is not None:
                     self.blocked.setdefault(index, word.error)
-                if self.cache is not None and name in listings[folder].stats:
-                    self.stats[full] = listings[folder].stats[name]
                 advance(1)
+        found = np.zeros((len(entries), 2), np.int32)
+        if self.sizes and entries:
+            paths = [full for _, _, full in entries]
+            stats = {
+                os.path.join(one.path, name): stat
+                for one in listings.values()
+                for name, stat in zip(one.images, stats_of(one).tolist(), strict=self.cache is not None)
+            }
+            self._probe(found, first, paths, [stats.get(path) for path in paths])
+        columns.widths.extend(found[:, 0].tolist())
+        columns.heights.extend(found[:, 1].tolist())
+        self._may_repeat = True
         for folder, names in lost.items():
             self._warn_lost(folder, names)
 
@@ -418,7 +533,7 @@ class Reader:
         while True:
             if folder not in listings:
                 try:
-                    listings[folder] = list_folder(folder)
+                    listings[folder] = list_folder(folder, stats=self.cache is not None)
                 except OSError:
                     listings[folder] = Listing(folder)
             said = self._global(listings[folder])
@@ -431,7 +546,7 @@ class Reader:
     def warn_of_repeats(self) -> None:
         """Images that come more than once (in a manifest, or through two places) get keys of their own."""
         columns = self.columns
-        if len(columns.folder_paths) == len(set(columns.folder_paths)) and not self._may_repeat():
+        if not self._may_repeat and len(columns.folder_paths) == len(set(columns.folder_paths)):
             return
         seen: dict[str, int] = {}
         for row, name in enumerate(columns.names):
@@ -443,26 +558,32 @@ class Reader:
                     self._warn("image-twice", path, "comes more than once in the data root")
             seen[path] = count + 1
 
-    def _may_repeat(self) -> bool:
-        columns = self.columns
-        pairs = set(zip(columns.folders, columns.names, strict=True))
-        return len(pairs) < len(columns.names)
-
     # -- sidecars, through the cache
 
-    def _load_sidecars(self, listings: list[Listing]) -> None:
-        """Read every sidecar that has an image, those that the cache knows from there."""
+    def _load_sidecars(self, listings: Sequence[Listing], known: Mapping[str, Known]) -> None:
+        """Every sidecar that has an image, as the cache knows it, or read and given to it."""
+        if self.cache is None:
+            return  # read one by one, when their image comes
+        nothing = Known()
         wanted: dict[bool, list[tuple[str, tuple[int, int] | None]]] = {False: [], True: []}
         for listing in listings:
-            stems = {nfc(os.path.splitext(name)[0]) for name in listing.images} if listing.sidecars else set()
+            if not listing.sidecars:
+                continue
+            before = known.get(listing.path, nothing)
+            stems = set(listing.stems)
             for stem, endings in listing.sidecars.items():
                 if stem not in stems:
                     continue
                 for suffix, name in endings.items():
-                    path = os.path.join(listing.path, name)
-                    wanted[suffix in (".yaml", ".yml")].append((path, listing.stats.get(name)))
-        if self.cache is None:
-            return  # read one by one, when their image comes
+                    path, is_yaml = os.path.join(listing.path, name), suffix in (".yaml", ".yml")
+                    said = before.said_by(name, listing)
+                    if said is None:
+                        self._stale.add(listing.path)
+                        wanted[is_yaml].append((path, listing.sidecar_stats.get(name)))
+                    elif is_yaml:
+                        self._yamls[path] = _said_from_json(said)
+                    else:
+                        self._texts[path] = said
         self._from_cache("caption-text/1", wanted[False], self._read_plain, self._texts, lambda v: v)
         self._from_cache("caption-yaml/1", wanted[True], self._read_plain_yaml, self._yamls, _said_from_json)
 
@@ -474,20 +595,20 @@ class Reader:
         into: dict[str, Any],
         load: Callable[[Any], Any],
     ) -> None:
+        if not wanted:
+            return
         assert self.cache is not None
         stats = {Path(path): stat for path, stat in wanted if stat is not None}
         known = self.cache.cached_many(kind, stats, stats=stats)
         fresh: dict[Path, object] = {}
-        with self.progress.task("reading sidecars", total=len(wanted), unit="files") as advance:
-            for path, _ in wanted:
-                value = known.get(Path(path))
-                if value is None:
-                    value = make(path)
-                    if value is not None:
-                        fresh[Path(path)] = value
+        for path, _ in wanted:
+            value = known.get(Path(path))
+            if value is None:
+                value = make(path)
                 if value is not None:
-                    into[path] = load(value)
-                advance(1)
+                    fresh[Path(path)] = value
+            if value is not None:
+                into[path] = load(value)
         if fresh:
             self.cache.put_cached_many(kind, fresh, stats=stats)
 
@@ -585,6 +706,20 @@ class Reader:
                 f"tags are shuffled, but {len(prose)} of {len(shuffled)} captions read as prose ({prose[0][:60]})",
                 "say caption_style: prose, or turn shuffle_tags off",
             )
+
+
+def _parts(listings: Iterable[tuple[str, Listing]]) -> Iterator[list[tuple[str, Listing]]]:
+    """Listings by the few thousand files: enough for one question to the cache, few enough to hold."""
+    part: list[tuple[str, Listing]] = []
+    num = 0
+    for key, listing in listings:
+        part.append((key, listing))
+        num += 1 + len(listing.images) + len(listing.sidecar_stats)
+        if num >= PART:
+            yield part
+            part, num = [], 0
+    if part:
+        yield part
 
 
 def joined(sources: Sequence[tuple[Words, str]], style: Any) -> tuple[str | Caption, tuple[str, ...], list[str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from edkit.data.image import IMAGE_SUFFIXES
+from edkit.data.image import IMAGE_SUFFIXES, is_image
 from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
 
 STATE_NAME = ".edkit"
@@ -21,13 +23,15 @@ class Listing:
 
     path: str
     images: list[str] = field(default_factory=list)
+    stems: list[str] = field(default_factory=list)  # of each image, NFC
     sidecars: dict[str, dict[str, str]] = field(default_factory=dict)  # NFC stem -> {".txt": name}
     masks: dict[str, str] = field(default_factory=dict)  # NFC stem of the image -> name of its mask
     options: dict[str, str] = field(default_factory=dict)  # lower-case name -> name
     folders: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     clashes: list[tuple[str, str]] = field(default_factory=list)  # names that differ in case or ending alone
-    stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (size, mtime_ns)
+    image_stats: array[int] = field(default_factory=lambda: array("q"))  # of each image: size, mtime_ns
+    sidecar_stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (size, mtime_ns)
 
 
 def nfc(name: str) -> str:
@@ -39,34 +43,43 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
     """The folder's files by role (`stats`: with sizes and times); OSError where it can't be read."""
     found = Listing(path)
     with os.scandir(path) as scan:
-        entries = sorted(scan, key=lambda entry: (nfc(entry.name), entry.name))
-    seen: dict[str, str] = {}
+        entries = list(scan)
+    plain = all(entry.name.isascii() for entry in entries)
+    if plain:
+        entries.sort(key=attrgetter("name"))
+    else:
+        entries.sort(key=lambda entry: (nfc(entry.name), entry.name))
     maybe_masks: list[str] = []
     for entry in entries:
         name = entry.name
         try:
-            if entry.is_dir():
-                if name.startswith("."):
-                    if name != STATE_NAME:
-                        found.skipped.append((name, "a hidden folder"))
-                else:
-                    found.folders.append(name)
-                continue
             if not entry.is_file():
-                reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
-                found.skipped.append((name, reason))
+                if not entry.is_dir():
+                    reason = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+                    found.skipped.append((name, reason))
+                elif not name.startswith("."):
+                    found.folders.append(name)
+                elif name != STATE_NAME:
+                    found.skipped.append((name, "a hidden folder"))
                 continue
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million times over, on plain strings
-            suffix = suffix.lower()
-            is_image = suffix in IMAGE_SUFFIXES
-            if name.startswith("."):
-                if is_image:
+            if name[0] == ".":
+                if is_image(name):
                     found.skipped.append((name, "a hidden file"))
                 continue
-            lower = name.lower()
-            if is_image:
+            dot = name.rfind(".")
+            stem, suffix = (name[:dot], name[dot:]) if dot > 0 else (name, "")
+            if suffix not in IMAGE_SUFFIXES:  # most endings are in small letters already
+                suffix = suffix.lower()
+            if suffix in IMAGE_SUFFIXES:
+                if stats:
+                    stat = entry.stat()
+                    found.image_stats.append(stat.st_size)
+                    found.image_stats.append(stat.st_mtime_ns)
                 found.images.append(name)
-            elif lower in FOLDER_FILES:
+                found.stems.append(stem if plain else nfc(stem))
+                if suffix == ".png" and stem.endswith(MASK):
+                    maybe_masks.append(name)
+            elif (lower := name.lower()) in FOLDER_FILES:
                 if lower in found.options:
                     found.clashes.append((found.options[lower], name))
                 else:
@@ -77,35 +90,43 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
                     found.clashes.append((endings[suffix], name))
                 else:
                     endings[suffix] = name
+                if stats:
+                    stat = entry.stat()
+                    found.sidecar_stats[name] = stat.st_size, stat.st_mtime_ns
             else:
                 found.skipped.append((name, f"{suffix} is not read" if suffix else "no ending"))
-                continue
-            if is_image:
-                folded = nfc(name).casefold()
-                if folded in seen:
-                    found.clashes.append((seen[folded], name))
-                seen[folded] = name
-                if suffix == ".png" and stem.endswith(MASK):
-                    maybe_masks.append(name)
-            if stats:
-                stat = entry.stat()
-                found.stats[name] = (stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             found.skipped.append((name, (error.strerror or str(error)).lower()))
+    _find_clashes(found)
     if maybe_masks:
         _part_masks(found, maybe_masks)
     return found
 
 
+def _find_clashes(found: Listing) -> None:
+    """Note the images whose names differ in case alone."""
+    folded = [name.lower() if name.isascii() else nfc(name).casefold() for name in found.images]
+    if len(set(folded)) == len(folded):
+        return
+    seen: dict[str, str] = {}
+    for key, name in zip(folded, found.images, strict=True):
+        if key in seen:
+            found.clashes.append((seen[key], name))
+        seen[key] = name
+
+
 def _part_masks(found: Listing, maybe: list[str]) -> None:
     """Take masks out of the images; one whose image is not there stays an image."""
-    stems = {nfc(os.path.splitext(name)[0]) for name in found.images}  # noqa: PTH122
+    stems = set(found.stems)
     for name in maybe:
         stem = nfc(name[: -len(f"{MASK}.png")])
         if stem in stems and stem not in found.masks:
             found.masks[stem] = name
     taken = set(found.masks.values())
-    found.images = [name for name in found.images if name not in taken]
+    kept = [i for i, name in enumerate(found.images) if name not in taken]
+    found.images, found.stems = [found.images[i] for i in kept], [found.stems[i] for i in kept]
+    if found.image_stats:
+        found.image_stats = array("q", (found.image_stats[2 * i + part] for i in kept for part in (0, 1)))
 
 
 def walk(root: str, *, stats: bool = False) -> Iterator[tuple[str, Listing]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edkit.data import walk
+from edkit.data import reader, walk
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.plan import Plan, PlanSettings
@@ -574,7 +574,7 @@ class Memory:
         assert stats is not None
         for path, value in values.items():
             self.puts += 1
-            self.values[kind, path, stats[path]] = json.loads(json.dumps(value))
+            self.values[kind, path, stats[path]] = value if isinstance(value, bytes) else json.loads(json.dumps(value))
 
 
 def test_a_warm_read_gives_the_same_and_opens_no_file(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,7 +592,7 @@ def test_a_warm_read_gives_the_same_and_opens_no_file(make: Make, monkeypatch: p
     cold = read(root, catalog=cache)
     puts = cache.puts
     plain = read(root)
-    monkeypatch.setattr("edkit.data.dataset.probe", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr("edkit.data.reader.probe", lambda path: pytest.fail(f"opened {path}"))
     warm = read(root, catalog=cache)
     assert list(warm) == list(cold) == list(plain)
     assert warm.problems == cold.problems == plain.problems and puts == cache.puts == 6 + 4 + 1
@@ -609,3 +609,31 @@ def test_the_catalog_of_a_data_root_is_such_a_cache(make: Make) -> None:
         cold = read(root, catalog=cache)
         assert list(read(root, catalog=cache)) == list(cold)
         assert len(cache.cached_many("header/1", cold.paths)) == 2
+
+
+def test_a_folders_row_knows_each_file_as_it_is_now(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = pytest.importorskip("edkit.data.catalog")
+    root = make(
+        {f"a dog_{n}.jpg": (30 + n, 40) for n in range(5)} | {"a dog_1.txt": "one", "a dog_2.yaml": "tags: [t]"}
+    )
+    old = 1_000_000_000
+    for path in root.iterdir():
+        os.utime(path, (old, old))
+    opened: list[str] = []
+    real = reader.probe
+    monkeypatch.setattr(reader, "probe", lambda path: opened.append(Path(path).name) or real(path))
+    with catalog.Catalog.open(root) as cache:
+        read(root, catalog=cache)
+        cache._facts_db.execute("DELETE FROM cached WHERE kind != 'folder/1'")
+        opened.clear()
+        assert list(read(root, catalog=cache)) == list(read(root)) and opened == [f"a dog_{n}.jpg" for n in range(5)]
+        (root / "a dog_0.jpg").unlink()
+        (root / "a dog_3.jpg").write_bytes((root / "a dog_4.jpg").read_bytes())
+        (root / "a dog_1.txt").write_text("two and more")
+        for path in root.iterdir():
+            os.utime(path, (old + 5 * (path.stat().st_mtime != old), old + 5 * (path.stat().st_mtime != old)))
+        for now in (["a dog_3.jpg"], []):
+            opened.clear()
+            ds = read(root, catalog=cache)
+            assert opened == now and len(ds) == 4 and text(ds) == "two and more"
+            assert [(s.width, s.height) for s in ds] == [(31, 40), (32, 40), (34, 40), (34, 40)]

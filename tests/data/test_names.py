@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edkit.data import names
 from edkit.data.names import Namer, can_name, caption_of_stem, is_camera_name, safe_name
 
 
@@ -102,6 +103,15 @@ def test_names_that_devices_browsers_and_hashes_give_are_no_captions(stem: str) 
 @pytest.mark.parametrize("stem", PEOPLE)
 def test_names_that_people_give_are_captions(stem: str) -> None:
     assert not is_camera_name(stem)
+
+
+PIECES = ["img", "IMG", "dsc", "fb", "whatsapp", "image", "screen", "shot", "photo", "p", "a", "dog", "é", "x", "_mg_"]
+PIECES += ["_", "__", " ", "-", ".", "(", ")", "~", "12", "1920x1080", "deadbeef", "5f4dcc3b", "0", "１", "½", "{"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=7).map("".join) | st.text(max_size=12))
+def test_the_short_way_to_see_that_a_name_is_no_cameras_never_errs(stem: str) -> None:
+    assert is_camera_name(stem) == names._is_camera_name(stem)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import pickle
 from collections import Counter
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edkit.data.dataset import Dataset
 from edkit.data.errors import BadInput, UsageError
-from edkit.data.plan import Epoch, Plan, PlanSettings, Step, buckets, crop_for, nearest
+from edkit.data.plan import Epoch, Plan, PlanSettings, Step, buckets, crop_for, nearest, nearest_many
 from edkit.data.reader import BY_NAME, Columns
 from edkit.data.sample import DEFAULTS, Options
 
@@ -94,6 +95,19 @@ def test_mirrored_images_take_mirrored_buckets_and_the_nearest_in_log_aspect(w: 
     assert all(distance <= abs(math.log(w / h) - math.log(x / y)) + 1e-9 for x, y in found)
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 40_000), st.integers(1, 40_000)), max_size=30),
+    st.sampled_from([256, 512, 1000]),
+    st.integers(1, 2**31 - 1),
+)
+def test_many_images_take_the_buckets_that_each_takes_alone(sizes: list[tuple[int, int]], r: int, huge: int) -> None:
+    found = buckets(r)
+    borders = [(w1 * k, h1 * k) for w1, h1 in found for k in (1, 3)]
+    for among in (sizes + borders, [*sizes, (huge, 3)]):
+        widths, heights = (np.asarray([size[side] for size in among], np.int64) for side in (0, 1))
+        assert nearest_many(widths, heights, found).tolist() == [nearest(w, h, found) for w, h in among]
+
+
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from(buckets(512)))
 def test_a_crop_lies_inside_the_scaled_image_and_touches_two_of_its_sides(
     w: int, h: int, bucket: tuple[int, int]
@@ -104,6 +118,14 @@ def test_a_crop_lies_inside_the_scaled_image_and_touches_two_of_its_sides(
     assert 0 <= crop.left <= crop.scaled_width - crop.width and 0 <= crop.top <= crop.scaled_height - crop.height
     mirrored = crop_for(h, w, bucket[::-1])
     assert (mirrored.scaled_width, mirrored.scaled_height) == (crop.scaled_height, crop.scaled_width)
+
+
+def test_what_crops_cut_off_is_counted_as_each_crop_cuts() -> None:
+    sizes = [(w, h) for w in (100, 333, 640, 2000) for h in (64, 333, 700, 1900)]
+    plan = Plan(dataset([("a", [(size, Options()) for size in sizes])]), PlanSettings())
+    for i, cut in enumerate(plan.cuts().tolist()):
+        crop = plan.crop(i)
+        assert cut == pytest.approx(1 - crop.width * crop.height / (crop.scaled_width * crop.scaled_height))
 
 
 # ---- picks
