@@ -6,10 +6,14 @@ chunks come in the tables' order. What memory it takes depends on threads and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edkit.data.errors import BadInput
 from edkit.gather.lines import Block, blocks, line_columns
@@ -24,7 +28,9 @@ if TYPE_CHECKING:
     Floats = np.ndarray[Any, np.dtype[np.float64]]
     Ints = np.ndarray[Any, np.dtype[np.int64]]
     Mask = np.ndarray[Any, np.dtype[np.bool_]]
+    Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
+Item = TypeVar("Item")
 Drop = Callable[[str, int], None]
 """Told how many more rows a filter dropped: (the filter's name, n)."""
 
@@ -260,14 +266,22 @@ class _Group:
             yield _nothing(num_rows - read, drops)
 
     def _number_pass(
-        self, file: Any, sieve: Sieve, num_rows: int, numbers: list[str], drops: _Drops
+        self,
+        file: Any,
+        sieve: Sieve,
+        num_rows: int,
+        numbers: list[str],
+        drops: _Drops,
+        *,
+        keep_sizes: bool = True,
     ) -> tuple[Mask, dict[str, np.ndarray[Any, np.dtype[np.int32]]]]:
+        """Which rows pass by their numbers, and the sizes of all of them."""
         import numpy as np
 
         if not numbers:
             return sieve.by_numbers({}, num_rows, drops), {}
         masks: list[Mask] = []
-        sizes: dict[str, list[Any]] = {role: [] for role in numbers if role in _KEPT_NUMBERS}
+        sizes: dict[str, list[Any]] = {role: [] for role in numbers if keep_sizes and role in _KEPT_NUMBERS}
         for batch in self._batches(file, numbers):
             columns = {role: floats(batch[role]) for role in numbers}
             masks.append(sieve.by_numbers(columns, batch[""], drops))
@@ -382,25 +396,60 @@ class _Searched:
 
     def _chunks(self, sieve: Sieve, done: list[int], given: list[int]) -> Iterator[Chunk]:
         import numpy as np
-        import pyarrow.parquet as pq
 
         roles = self.table.columns
-        numbers = [role for role in sieve.numbers if role in roles]
         texts = [role for role in sieve.texts if role in roles]
+        sizes = [role for role in _KEPT_NUMBERS if role in sieve.numbers and role in roles]
         found: list[pa.RecordBatch] = []
         first = 0
         asked = searched(
             Path(self.table.source),  # type: ignore[arg-type]
-            columns={role: roles[role] for role in texts},
+            columns={role: roles[role] for role in (*texts, *sizes)},
             conditions=self.search.conditions,
             caption=roles["caption"],
             patterns=self.search.patterns,
             all_=self.search.all_,
         )
+        # DuckDB has its whole answer before it gives any of it: meanwhile one thread goes over the numbers
+        with closing(_ahead(self._sifted_numbers(sieve))) as sifted, asked as batches:
+            for number, (num_rows, bits, drops) in enumerate(sifted):
+                mask = np.unpackbits(bits, count=num_rows).view(bool)
+                missing = int(np.count_nonzero(mask))
+                for batch in _until(batches, found, first + num_rows):
+                    rows = batch.column(0).to_numpy() - first
+                    rows_pass = mask[rows]
+                    rows = rows[rows_pass]
+                    missing -= len(rows)
+                    columns = {role: _taken(batch.column(role), rows_pass) for role in (*texts, *sizes)}
+                    keep, left = _sift_texts(
+                        sieve, np.arange(len(rows)), {role: columns[role] for role in texts}, drops,
+                        captions_done=False,
+                    )  # fmt: skip
+                    if not len(keep):
+                        continue
+                    given[0] += len(keep)
+                    yield Chunk(
+                        num_rows=0,
+                        selected=rows[keep] + first,
+                        sizes={role: _pixels(floats(columns[role])[keep]) for role in sizes},
+                        texts=left,
+                        dropped=drops.take(),
+                    )
+                # what DuckDB didn't give holds the words nowhere
+                drops(self.search.name, missing)
+                yield _nothing(num_rows, drops)
+                first += num_rows
+                done[0], given[0] = number + 1, 0
+
+    def _sifted_numbers(self, sieve: Sieve) -> Iterator[tuple[int, Bits, _Drops]]:
+        """Of each row group: its rows, a bit for each whether its numbers pass, and what they dropped."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        numbers = [role for role in sieve.numbers if role in self.table.columns]
         with (
             self.table.open_random() as raw,
             pq.ParquetFile(raw, metadata=self.metadata, pre_buffer=False, buffer_size=1 << 20) as file,
-            asked as batches,
         ):
             for number in range(self.metadata.num_row_groups):
                 group = _Group(self.table, self.metadata, number)
@@ -409,32 +458,38 @@ class _Searched:
                 why = sieve.by_ranges(group._ranges(numbers))
                 if why:
                     drops(why, num_rows)
-                    mask, sizes = np.zeros(num_rows, bool), dict[str, Any]()
+                    mask = np.zeros(num_rows, bool)
                 else:
-                    mask, sizes = group._number_pass(file, sieve, num_rows, numbers, drops)
-                missing = int(np.count_nonzero(mask))
-                for batch in _until(batches, found, first + num_rows):
-                    rows = batch.column(0).to_numpy() - first
-                    rows_pass = mask[rows]
-                    rows = rows[rows_pass]
-                    missing -= len(rows)
-                    columns = {role: _taken(batch.column(1 + i), rows_pass) for i, role in enumerate(texts)}
-                    rows, columns = _sift_texts(sieve, rows, columns, drops, captions_done=False)
-                    if not len(rows):
-                        continue
-                    given[0] += len(rows)
-                    yield Chunk(
-                        num_rows=0,
-                        selected=rows + first,
-                        sizes={role: values[rows] for role, values in sizes.items()},
-                        texts=columns,
-                        dropped=drops.take(),
-                    )
-                # what DuckDB didn't give holds the words nowhere
-                drops(self.search.name, missing)
-                yield _nothing(num_rows, drops)
-                first += num_rows
-                done[0], given[0] = number + 1, 0
+                    mask, _ = group._number_pass(file, sieve, num_rows, numbers, drops, keep_sizes=False)
+                yield num_rows, np.packbits(mask), drops
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, made by a thread as fast as it can; what `items` raises is raised here, in its turn."""
+    made: SimpleQueue[Future[Item | None]] = SimpleQueue()
+    stop = threading.Event()
+
+    def make() -> None:
+        ended = False
+        while not (ended or stop.is_set()):
+            future: Future[Item | None] = Future()
+            try:
+                item = next(items, None)
+                ended = item is None
+                future.set_result(item)
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever takes the items
+                ended = True
+                future.set_exception(error)
+            made.put(future)
+
+    thread = threading.Thread(target=make, name="edkit-numbers", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get().result()) is not None:
+            yield item
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _until(batches: Iterator[pa.RecordBatch], left: list[pa.RecordBatch], end: int) -> Iterator[pa.RecordBatch]:

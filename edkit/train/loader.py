@@ -150,7 +150,7 @@ class Loader:
             noisy=noisy,
             target=target,
             timesteps=timesteps,
-            sizes=torch.tensor([_sizes(s, view.crop) for s, view in zip(samples, views, strict=True)]),
+            sizes=torch.tensor([picture_sizes(s, view.crop) for s, view in zip(samples, views, strict=True)]),
             weights=weights,
             tokens=self.tokens(distinct),
             which=torch.tensor([rows[caption] for caption in captions]),
@@ -210,7 +210,7 @@ class TextStates:
             self._bytes -= sum(t.numel() * t.element_size() for t in old.values())
 
 
-def _sizes(sample: Sample, crop: Crop) -> tuple[int, ...]:
+def picture_sizes(sample: Sample, crop: Crop) -> tuple[int, ...]:
     """Height and width of the picture, top and left of the cut as the mirrored picture has it, its height and width."""
     left = crop.scaled_width - crop.width - crop.left if crop.flip else crop.left
     return sample.height, sample.width, crop.top, left, crop.height, crop.width

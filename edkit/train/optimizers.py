@@ -151,27 +151,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-class Ema:
-    """An exponential moving average of parameters, that warms up: decay min(d, (1 + n) / (10 + n)) at update
-    n.
-    """
+class Aside:
+    """A second set of weights for parameters, which the model can bear for a while; at first, what they are now."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.decay = decay
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.names = list(parameters)
         self._live = list(parameters.values())
         self.shadow = [p.detach().clone() for p in self._live]
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the weights as they are after optimizer step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        live: list[Any] = [p.detach() for p in self._live]
-        torch._foreach_lerp_(self.shadow, live, 1 - decay)
-
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model bear the averaged weights for a while (to draw samples, to export)."""
+        """Let the model bear these weights while it is open; no graph may span its ends."""
         self._swap()
         try:
             yield
@@ -181,6 +171,23 @@ class Ema:
     def _swap(self) -> None:
         for i, parameter in enumerate(self._live):
             parameter.data, self.shadow[i] = self.shadow[i], parameter.data
+
+
+class Ema(Aside):
+    """An exponential moving average of parameters, that warms up: decay min(d, (1 + n) / (10 + n)) at update
+    n.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        super().__init__(parameters)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the weights as they are after optimizer step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        live: list[Any] = [p.detach() for p in self._live]
+        torch._foreach_lerp_(self.shadow, live, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name."""

@@ -22,7 +22,7 @@ from edkit.data.progress import Progress
 from edkit.data.sample import Options, Sample
 from edkit.train.cache import LatentCache, View
 from edkit.train.families.base import Family
-from edkit.train.settings import TrainSettings
+from edkit.train.settings import SettingError, TrainSettings, is_below
 
 _MEMORY = 1 << 32  # bytes of latents held in memory at most; the rest is read from the cache as it is needed
 _TOLD = 20  # problems told one by one
@@ -96,6 +96,9 @@ def prepare(
             progress=progress,
         )
         dataset, left_out = _without_errors(dataset, s, progress)
+        for folder in s.prior_preservation:
+            if not any(is_below(dataset.key(i), [folder]) for i in range(len(dataset))):
+                raise SettingError("prior_preservation", f"no image lies in {folder!r}", mend="name it from the root")
         ids = {} if dry_run else catalog.content_ids(dataset.paths, progress=progress)
     plan = _plan(dataset, s)
     path = None if dry_run or not s.cache_latents else state_dir / "cache" / "latents.db"

@@ -11,7 +11,7 @@ import secrets
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +87,7 @@ class TrainSettings:
     zero_terminal_snr: bool = False  # v-prediction only
     timestep_start: int = 0
     timestep_end: int | None = None  # exclusive; None: all of the model's
+    prior_preservation: tuple[str, ...] = ()  # folders below the data root whose target is the untrained model's word
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
 
@@ -236,6 +237,11 @@ def resolve(
             "resolution", f"{chosen.resolution} is below this model's step of {chosen.bucket_step} pixels"
         )
     return chosen
+
+
+def is_below(key: str, folders: Iterable[str]) -> bool:
+    """Whether a sample's key lies in one of the folders, each named by its path below the data root."""
+    return any(key.startswith(f"{folder.strip('/')}/") for folder in folders)
 
 
 def to_toml(settings: TrainSettings) -> str:

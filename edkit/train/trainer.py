@@ -17,10 +17,10 @@ from edkit.data.errors import BadInput
 from edkit.train import checkpoint as ck
 from edkit.train import optimizers
 from edkit.train.families.base import DTYPES, Family, last_layers
-from edkit.train.loader import Batch, TextStates
+from edkit.train.loader import Batch, Micro, TextStates
 from edkit.train.lora import add_lora
 from edkit.train.losses import image_losses
-from edkit.train.settings import TrainSettings
+from edkit.train.settings import TrainSettings, is_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
         self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
+        # nothing has learned yet, and an adapter begins as nothing: these weights are the untrained model's
+        self._untrained = optimizers.Aside(self.parameters) if s.prior_preservation else None
         self._texts = None if s.train_text_encoder else TextStates(family, device)
         self._has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in trained for m in parts[n].modules())
         self.step = 0  # finished optimizer steps
@@ -98,19 +100,10 @@ class Trainer:
         losses: list[Tensor] = []
         weighted: list[Tensor] = []
         for micro in batch.micros:
-            tokens, which = micro.tokens, micro.which.to(self.device)
-            with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
-                if self._texts is None:
-                    text = family.encode_text({name: ids.to(self.device) for name, ids in tokens.items()})
-                else:
-                    text = self._texts.states(tokens)
-                text = {name: rows[which] for name, rows in text.items()}
-                if s.embedding_perturbation:
-                    text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
-                timesteps = micro.timesteps.to(self.device)
-                said = family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
+            target = self._target(micro)
+            said = self._predict(micro)
             errors = image_losses(
-                said, micro.target.to(self.device), loss_type=s.loss_type, huber_delta=s.huber_delta,
+                said, target, loss_type=s.loss_type, huber_delta=s.huber_delta,
                 noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
             )  # fmt: skip
             each = errors * micro.weights.to(self.device)
@@ -140,6 +133,30 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         return StepResult(values=values if norm is None else values | {"grad_norm": norm}, losses=plain)
+
+    def _predict(self, micro: Micro) -> Tensor:
+        """What the model as it stands says of a micro-batch."""
+        s, family = self.s, self.family
+        with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
+            if self._texts is None:
+                text = family.encode_text({name: ids.to(self.device) for name, ids in micro.tokens.items()})
+            else:
+                text = self._texts.states(micro.tokens)
+            text = {name: rows[micro.which.to(self.device)] for name, rows in text.items()}
+            if s.embedding_perturbation:
+                text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
+            timesteps = micro.timesteps.to(self.device)
+            return family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
+
+    def _target(self, micro: Micro) -> Tensor:
+        """What the model should say: the truth, or for images of `prior_preservation` what it said untrained."""
+        target = micro.target.to(self.device)
+        prior = torch.tensor([is_below(sample.key, self.s.prior_preservation) for sample in micro.samples])
+        if self._untrained is None or not prior.any():
+            return target
+        with torch.no_grad(), self._untrained.in_place():
+            before = self._predict(micro).to(target)
+        return torch.where(prior.to(self.device)[:, None, None, None], before, target)
 
     def _not_finite(self, batch: Batch, losses: Tensor | None) -> None:
         samples = [sample for micro in batch.micros for sample in micro.samples]

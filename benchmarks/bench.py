@@ -1,0 +1,139 @@
+"""What the benchmarks share: peers in environments of their own, pictures, and figures for the summary."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import venv
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+VENVS = "EDKIT_BENCH_VENVS"  # where the peers' environments are kept; else a temporary folder
+FIGURES = "EDKIT_BENCH_FIGURES"  # a file that collects what `tell` is told
+
+
+def peer_python(name: str, *packages: str) -> Path:
+    """The interpreter of a virtual environment that has these packages, made once."""
+    home = Path(os.environ.get(VENVS) or Path(tempfile.gettempdir()) / "edkit-bench") / name
+    python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    wanted = " ".join(packages)
+    done = home / "installed"
+    if not done.is_file() or done.read_text(encoding="utf-8") != wanted:
+        print(f"installing {wanted} into {home}", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        done.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def peer_version(python: Path, package: str) -> str:
+    """A package's version in a peer's environment."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine(*packages: str) -> str:
+    """When and where this runs: date, Python, the packages' versions, processor."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    where = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}{_processor()}"
+    return ", ".join([f"{date.today():%-d %B %Y}", f"Python {platform.python_version()}", *found, where])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f" ({platform.processor()})" if platform.processor() else ""
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    has = [flag for flag in ("avx2", "avx512f", "amx_bf16") if flag in flags]
+    return f" ({', '.join(has)})" if has else ""
+
+
+def tell(
+    stage: str,
+    *,
+    edkit: float,
+    unit: str,
+    beside: str = "",
+    value: float | None = None,
+    aim: str = "",
+    reached: bool | None = None,
+) -> None:
+    """One line of the summary: what edkit does, and what stands beside it (a peer, or the machine's limit).
+
+    A unit that ends in "/s" is better the larger it is; any other the smaller.
+    """
+    ratio = None
+    if value:
+        ratio = edkit / value if unit.endswith("/s") else value / edkit
+    row = {
+        "stage": stage, "edkit": edkit, "unit": unit, "beside": beside, "value": value, "ratio": ratio, "aim": aim,
+        "reached": reached, "date": date.today().isoformat(),
+    }  # fmt: skip
+    into = os.environ.get(FIGURES)
+    if into:
+        with Path(into).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+# ---- pictures, where no photos are given
+
+VARIANTS = 16  # of each drawn picture: mirrored, turned, its colours changed about
+
+
+def draw(seed: int, size: tuple[int, int] = (640, 480), quality: int = 80) -> list[bytes]:
+    """JPEGs as large as photos of that size: a gradient, and noise of several sizes (640 x 480: about 70 kB)."""
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / width
+    picture = np.stack([rng.uniform(20, 120) + 180 * (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) ** 2] * 3, -1)
+    for cells, strength in ((12, 45), (40, 30), (160, 22), (480, 13)):
+        noise = rng.normal(0, strength, (cells * 3 // 4, cells, 3)).astype(np.float32)
+        layers = [Image.fromarray(noise[..., c]).resize(size, Image.Resampling.BILINEAR) for c in range(3)]
+        picture += np.stack([np.asarray(layer) for layer in layers], -1)
+    pixels = picture.clip(0, 255).astype(np.uint8)
+    found = []
+    for n in range(VARIANTS):
+        turned = pixels[:: -1 if n & 1 else 1, :: -1 if n & 2 else 1, np.roll([0, 1, 2], n >> 2)]
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(turned + np.uint8(n >> 2))).save(out, "JPEG", quality=quality)
+        found.append(out.getvalue())
+    return found
+
+
+def draw_all(folder: Path, num: int) -> list[int]:
+    """That many pictures as NUMBER.jpg in a new folder; their sizes in bytes."""
+    folder.mkdir(parents=True)
+    sizes: list[int] = []
+    with ProcessPoolExecutor() as pool:
+        for some in pool.map(draw, range(-(-num // VARIANTS)), chunksize=4):
+            for data in some[: num - len(sizes)]:
+                (folder / f"{len(sizes)}.jpg").write_bytes(data)
+                sizes.append(len(data))
+    return sizes
+
+
+def photos(folder: Path | None, scratch: Path, num: int) -> list[Path]:
+    """The JPEGs below a folder, or, where none is named, drawn ones in `scratch`."""
+    if folder is None:
+        draw_all(scratch / "drawn", num)
+        folder = scratch / "drawn"
+    found = sorted(folder.rglob("*.jpg"))
+    if not found:
+        sys.exit(f"no .jpg below {folder}")
+    return found
