@@ -192,7 +192,7 @@ def run(app: Callable[..., Any]) -> NoReturn:
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         if status == INTERRUPTED:  # typer makes this of a KeyboardInterrupt
-            _tell("interrupted; the same command goes on from here")
+            _tell(_last_words(leaving) or "interrupted; the same command goes on from here")
     except EdkitError as error:
         _tell(str(error))
         status = error.exit_status
@@ -208,6 +208,14 @@ def run(app: Callable[..., Any]) -> NoReturn:
         _tell(f"{error.filename or 'system'}: {what}")
         status = 1
     sys.exit(status)
+
+
+def _last_words(leaving: BaseException) -> str:
+    """What the command said with its KeyboardInterrupt."""
+    link: BaseException | None = leaving
+    while link is not None and not isinstance(link, KeyboardInterrupt):
+        link = link.__cause__ or link.__context__
+    return str(link or "")
 
 
 def _terminated(signum: int, frame: object) -> None:

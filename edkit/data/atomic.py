@@ -88,6 +88,35 @@ def same_bytes(a: str | Path, b: str | Path) -> bool:
                 return True
 
 
+def replace_folder(part: Path, final: Path) -> None:
+    """Give the finished folder `part` the name `final`, in place of an older folder of that name, which goes.
+
+    Where the system exchanges two names at once (Linux, macOS), one of the two always stands there; elsewhere
+    there is none for a moment.
+    """
+    old = None
+    if os.path.lexists(final):
+        exchange = _exchanging_rename()
+        if exchange is not None and exchange(os.fsencode(part), os.fsencode(final)) == 0:
+            old = part
+        else:
+            old = final.with_name(f".edkit-{secrets.token_hex(6)}")
+            os.replace(final, old)
+            os.replace(part, final)
+    else:
+        os.replace(part, final)
+    sync_folder(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that never stands half removed under its own name."""
+    going = folder.with_name(f".edkit-{secrets.token_hex(6)}")
+    os.replace(folder, going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
 def rename_new(src: str, dst: str) -> None:
     """Rename a file; FileExistsError where `dst` is taken, OSError EXDEV across volumes."""
     exclusive = _exclusive_rename()
@@ -151,7 +180,17 @@ def is_file(info: os.stat_result) -> bool:
 @cache
 def _exclusive_rename() -> Callable[[bytes, bytes], int] | None:
     """The system call that renames without replacing: 0 or an errno. None where there is none."""
-    at_cwd = -100 if sys.platform.startswith("linux") else -2
+    return _flagged_rename(linux=1, darwin=4)  # RENAME_NOREPLACE, RENAME_EXCL
+
+
+@cache
+def _exchanging_rename() -> Callable[[bytes, bytes], int] | None:
+    """The system call that lets two names change places: 0 or an errno. None where there is none."""
+    return _flagged_rename(linux=2, darwin=2)  # RENAME_EXCHANGE, RENAME_SWAP
+
+
+def _flagged_rename(*, linux: int, darwin: int) -> Callable[[bytes, bytes], int] | None:
+    at_cwd, flag = (-100, linux) if sys.platform.startswith("linux") else (-2, darwin)
     name = {"linux": "renameat2", "darwin": "renameatx_np"}.get(sys.platform)
     if name is None:
         return None
@@ -159,10 +198,9 @@ def _exclusive_rename() -> Callable[[bytes, bytes], int] | None:
         call = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):  # an old or unusual C library
         return None
-    no_replace = 1 if name == "renameat2" else 4  # RENAME_NOREPLACE, RENAME_EXCL
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 
     def rename(src: bytes, dst: bytes) -> int:
-        return 0 if call(at_cwd, src, at_cwd, dst, no_replace) == 0 else ctypes.get_errno()
+        return 0 if call(at_cwd, src, at_cwd, dst, flag) == 0 else ctypes.get_errno()
 
     return rename

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edkit.data import atomic
 from edkit.train.checkpoint import need_room
 from edkit.train.families.base import DTYPES, Family
 from edkit.train.families.single_file import save_single_file
@@ -45,13 +46,7 @@ def export_folder(out: Path, write: Callable[[Path], None], *, num_bytes: int) -
     part.mkdir()
     try:
         write(part)
-        if out.exists():
-            aside = out.with_name(f".edkit-{secrets.token_hex(6)}")
-            out.replace(aside)
-            part.replace(out)
-            shutil.rmtree(aside)
-        else:
-            part.replace(out)
+        atomic.replace_folder(part, out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -94,7 +94,7 @@ class Loader:
         self._family, self._view, self._latents = family, view, latents
         self._sample = lru_cache(maxsize=1 << 17)(sample)
         self._seed, self._timesteps = seed, timesteps
-        self._limit, self._weights, self._noise = micro_batch_size, weights, noise
+        self.limit, self._weights, self._noise = micro_batch_size, weights, noise
         self._tokens: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def batches(self, steps: Iterator[Planned]) -> Generator[Batch, None, None]:
@@ -117,7 +117,7 @@ class Loader:
 
     def _limited(self, micro: MicroBatch) -> Iterator[Sequence[Pick]]:
         picks = micro.picks
-        size = self._limit or len(picks)
+        size = self.limit or len(picks)
         for start in range(0, len(picks), size):
             yield picks[start : start + size]
 

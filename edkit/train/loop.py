@@ -7,8 +7,6 @@ import hashlib
 import json
 import math
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,23 +19,26 @@ from torch import Tensor
 
 from edkit import __version__
 from edkit.data import atomic
-from edkit.data.errors import NoSpace, StateError, UsageError
+from edkit.data.errors import EdkitError, NoSpace, StateError, UsageError
+from edkit.data.lock import Lock
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
-from edkit.train.families.base import Family
+from edkit.train.families.base import DTYPES, Family
 from edkit.train.generate import Request, draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
-from edkit.train.trainer import Trainer
+from edkit.train.stop import Stopped, listening
+from edkit.train.trainer import Losses, Trainer
 from edkit.train.watch import Watch, read_metrics
 
 # what may differ between a run and its resumption without a word: nothing of it changes what is learned
 _HARMLESS = {"out", "state_dir", "device", "num_threads", "tensorboard", "log_every_steps", "keep_checkpoints"}
+_HARMLESS |= {"keep_exports"}
 _HARMLESS |= {
     "save_every_steps",
     "save_every_epochs",
@@ -90,15 +91,14 @@ def train(
 
     A resumed run continues bit-identically on the same machine. Where its data or settings (those given
     beside `resume`) changed, it stops with their names unless `accept_changes`. Raises BadInput (settings,
-    data, a non-finite loss), UsageError, StateError, NoSpace; KeyboardInterrupt after Ctrl-C or SIGTERM, when
-    the checkpoint is written.
+    data, a non-finite loss), UsageError, StateError, NoSpace (memory too); KeyboardInterrupt after Ctrl-C or
+    SIGTERM, when the checkpoint is written.
     """
     state: dict[str, Any] | None = None
     folder: Path | None = None
     if resume is not None:
         before = _settings_of(resume)
-        found = ck.checkpoints(resume)
-        folder = found[-1] if found else None
+        folder = _newest(resume, progress)
         state = ck.load_state(folder) if folder else None
         settings = before if settings is None else settings
     if settings is None:
@@ -137,6 +137,8 @@ def train(
             differs = {"data": (state["data"][:12], data.fingerprint[:12])}
             _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
         run_dir.mkdir(parents=True, exist_ok=True)
+        lock = Lock(run_dir / "lock", command="train")
+        stack.callback(lock.release)
         ck.clear_unfinished(run_dir)
         atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
         _write_about(run_dir, family, data)
@@ -145,17 +147,10 @@ def train(
             loop.restore(folder, state)
         started = time.perf_counter()
         _warn_of_slow_halves(settings, device, progress)
-        try:
-            loop.run(stack)
-        except torch.OutOfMemoryError:
-            raise NoSpace(
-                f"{device} is out of memory at step {loop.step + 1}",
-                where=str(run_dir),
-                mend="lower micro_batch_size or resolution, or set gradient_checkpointing; then resume",
-            ) from None
+        loop.run(stack)
         seconds = time.perf_counter() - started
         return _run(
-            settings, data.summary, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
+            loop.s, data.summary, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
             resumed_from=None if state is None else int(state["step"]),
         )  # fmt: skip
 
@@ -222,6 +217,8 @@ class _Loop:
         self.epoch = self.step_in_epoch = 0  # the next step's place in the plan
         self.num_images = 0
         self.saved: Path | None = None
+        self._saved_step = 0  # at step 0 there is nothing to save
+        self._owes_export = False  # the checkpoint resumed from came with an export
         self.exported: Path | None = None
         self.grids: list[Path] = []
 
@@ -231,47 +228,126 @@ class _Loop:
 
     def run(self, stack: contextlib.ExitStack) -> None:
         s, total = self.s, self.data.total_steps
-        watch = Watch(self.run_dir, step=self.step, tensorboard=s.tensorboard, every=s.log_every_steps)
-        stack.callback(watch.close)
-        stop = stack.enter_context(_stop_signal())
-        if self.step == 0:
-            self.samples(watch)
+        self.watch = Watch(self.run_dir, step=self.step, tensorboard=s.tensorboard, every=s.log_every_steps)
+        stack.callback(self.watch.close)
+        self.stop = stack.enter_context(listening())
+        if s.export_on_save and s.keep_exports and (s.save_every_steps or s.save_every_epochs or s.save_every_minutes):
+            size = self._export_bytes() / 1e9
+            self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:.1f} GB each (keep_exports)")
+        try:
+            with ck.full_disk_told(self.run_dir, self._how_to_go_on), self._stoppable():
+                self._go_on(total)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise NoSpace(
+                f"{self.device} is out of memory after step {self.step:,}",
+                where=str(self.run_dir),
+                mend=f"adamw8bit, adafactor and lora need less; {self._how_to_go_on()}",
+            ) from None
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Save where the run was asked to end, and say with the KeyboardInterrupt how to go on."""
+        try:
+            try:
+                yield
+            except Stopped:
+                self.trainer.drop()
+                self.save()
+                how = f"stopped at step {self.step:,} of {self.data.total_steps:,}"
+                raise KeyboardInterrupt(f"{how}; {self._how_to_go_on()}") from None
+        except KeyboardInterrupt as second:
+            if second.args:
+                raise
+            raise KeyboardInterrupt(f"left at once; {self._how_to_go_on()}") from None
+
+    def _how_to_go_on(self) -> str:
+        if self._saved_step == 0:
+            return f"nothing is saved yet; from the start: edkit train --resume {self.run_dir}"
+        return f"step {self._saved_step:,} is saved; go on: edkit train --resume {self.run_dir}"
+
+    def _go_on(self, total: int) -> None:
+        s = self.s
+        if self._owes_export and s.export_on_save and not self._step_export().exists():
+            self.export_step()
+        self.samples_if_due()
         last_save = time.monotonic()
         meter = _Meter()
-        batches = self.loader.batches(self.steps())
-        with (
-            contextlib.closing(batches),
-            self.progress.task("training", total=total, unit="steps") as advance,
-        ):
-            advance(self.step)
-            while self.step < total:
-                clock = time.perf_counter()
-                batch = next(batches)
-                values = self.trainer.train_step(batch).values
-                self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
-                self.num_images += batch.num_images
-                meter.add(batch.num_images, time.perf_counter() - clock)
-                watch.step(self.step, {**values, "epoch": float(batch.epoch), "images_per_s": meter.rate})
-                meter.show(advance, values["loss"])
-                if self.step >= total:
-                    break
-                if stop.is_set():
-                    watch.flush(self.step)
-                    self.save()
-                    self.progress.say(f"stopped at step {self.step:,} of {total:,}; go on: --resume {self.run_dir}")
-                    raise KeyboardInterrupt
-                if self._due(batch, time.monotonic() - last_save):
-                    watch.flush(self.step)
-                    self.save()
-                    if s.export_on_save:
-                        self.export(self.run_dir / "exports" / f"step-{self.step:08d}")
-                    last_save = time.monotonic()
-                if s.sample_every_steps and self.step % s.sample_every_steps == 0:
-                    self.samples(watch)
-        watch.flush(self.step)
+        self._batches = self.loader.batches(self.steps())
+        try:
+            with self.progress.task("training", total=total, unit="steps") as advance:
+                advance(self.step)
+                while self.step < total:
+                    self.stop.look()
+                    clock = time.perf_counter()
+                    batch, losses = self._gradients()
+                    values = self.trainer.move(batch, losses).values
+                    self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
+                    self.num_images += batch.num_images
+                    meter.add(batch.num_images, time.perf_counter() - clock)
+                    self.watch.step(self.step, {**values, "epoch": float(batch.epoch), "images_per_s": meter.rate})
+                    meter.show(advance, values["loss"])
+                    if self.step >= total:
+                        break
+                    if self._due(batch, time.monotonic() - last_save):
+                        self.save(exports=s.export_on_save)
+                        if s.export_on_save:
+                            self.export_step()
+                        last_save = time.monotonic()
+                    self.samples_if_due()
+        finally:
+            self._batches.close()
         self.save()
         self.export(self.run_dir / "export")
-        self.samples(watch)
+        self.samples()
+
+    def _gradients(self) -> tuple[Batch, Losses]:
+        """The next step's batch and gradients; where memory doesn't hold its micro-batches, in halves of them."""
+        while True:
+            largest = self.s.micro_batch_size or self.s.batch_size
+            try:
+                batch = self._next_batch()
+                largest = max(len(micro.samples) for micro in batch.micros)
+                if self.trainer.droppable:
+                    return batch, self.trainer.gradients(batch, between=self.stop.look)
+                return batch, self.trainer.gradients(batch)
+            except RuntimeError as error:
+                if not (_out_of_memory(error) and self.trainer.droppable):
+                    raise
+            # outside of the handler: what the error holds is free by now
+            self._halve(largest)
+
+    def _next_batch(self) -> Batch:
+        try:
+            with self.stop.at_once():
+                return next(self._batches)
+        except EdkitError:  # a file has changed or gone; the weights are as the last step left them
+            self.save()
+            raise
+
+    def _halve(self, largest: int) -> None:
+        """Go on with half as many images at once: that changes no result but rounding. NoSpace where it was one."""
+        self.trainer.drop()
+        self.save()  # whoever resumes does so with the new number, from here
+        if largest == 1:
+            raise NoSpace(
+                f"{self.device} is out of memory at step {self.step + 1}, with one image at once",
+                where=str(self.run_dir),
+                mend="resume with gradient_checkpointing, a lower resolution, precision bf16, optimizer adafactor or "
+                "lora, and --accept-changes",
+            )
+        self.s = self.s.but(micro_batch_size=largest // 2)
+        self.progress.say(
+            f"{self.device} is out of memory at step {self.step + 1:,} with {largest} images at once: from here "
+            f"micro_batch_size = {largest // 2} (the same result but for rounding)"
+        )
+        atomic.write_text(self.run_dir / SETTINGS_FILE, to_toml(self.s))
+        self._batches.close()
+        self.loader.limit = self.s.micro_batch_size
+        self._batches = self.loader.batches(self.steps())
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def steps(self) -> Iterator[Planned]:
         """The steps from where the run stands, epoch after epoch, without end."""
@@ -292,9 +368,13 @@ class _Loop:
 
     # ---- what is kept
 
-    def save(self) -> None:
-        """A checkpoint of this moment."""
+    def save(self, *, exports: bool = False) -> None:
+        """A checkpoint of this moment, where there is none yet; with `exports` an export is to follow."""
+        self.watch.sync()
+        if self.step == self._saved_step:
+            return
         state = {
+            "exports": exports,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "data": self.data.fingerprint,
@@ -307,15 +387,19 @@ class _Loop:
         self.saved = ck.save_checkpoint(
             self.run_dir, step=self.step, state=state, tensors=self.trainer.tensors(), keep=self.s.keep_checkpoints
         )
+        self._saved_step = self.step
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Stand where the checkpoint was made."""
         self.trainer.restore(folder, state)
         self.epoch, self.step_in_epoch = int(state["epoch"]), int(state["step_in_epoch"])
-        if state["versions"] != _versions():
-            self.progress.say(
-                f"resuming with other versions than before ({state['versions']}): not the same to the bit"
-            )
+        self.saved, self._saved_step = folder, self.step
+        self._owes_export = bool(state.get("exports"))
+        now = {**_versions(), "threads": torch.get_num_threads()}
+        differs = {k: v for k, v in {**state["versions"], "threads": state["num_threads"]}.items() if now.get(k) != v}
+        if differs:
+            said = ", ".join(f"{name} {before} -> {now.get(name)}" for name, before in differs.items())
+            self.progress.say(f"resuming with {said}: not the same to the bit")
 
     def export(self, out: Path) -> None:
         """The model as it stands (its average, where there is one) as a folder to use elsewhere."""
@@ -326,18 +410,37 @@ class _Loop:
             "edkit_data": self.data.fingerprint,
             "edkit_base_model": self.data.model_hash,
         }
-        with self.trainer.averaged():
+        with self.trainer.averaged(), self.stop.at_once():
             if self.s.method == "lora":
                 self.exported = export_folder(
                     out,
                     partial(self._write_lora, metadata=metadata),
-                    num_bytes=2 * _bytes(self.trainer.parameters.values()),
+                    num_bytes=self._export_bytes(),
                 )
             else:
                 self.exported = export_model(
                     self.family, out, precision=self.s.export_precision, metadata=metadata,
                     single_file=self.s.export_single_file,
                 )  # fmt: skip
+
+    def export_step(self) -> None:
+        """The model as it stands in exports/, of which the last few stay."""
+        out = self._step_export()
+        self.export(out)
+        if self.s.keep_exports is not None:
+            for old in sorted(out.parent.glob("step-*"))[: -self.s.keep_exports]:
+                with contextlib.suppress(PermissionError):  # Windows: somebody reads it; the next export tries again
+                    atomic.remove_folder(old)
+
+    def _step_export(self) -> Path:
+        return self.run_dir / "exports" / f"step-{self.step:08d}"
+
+    def _export_bytes(self) -> int:
+        if self.s.method == "lora":
+            return 2 * _bytes(self.trainer.parameters.values())
+        width = DTYPES[self.s.export_precision].itemsize
+        weights = sum(p.numel() for part in self.family.parts().values() for p in part.parameters())
+        return (1 + self.s.export_single_file) * weights * width
 
     def _write_lora(self, folder: Path, *, metadata: Mapping[str, str]) -> None:
         s, dataset = self.s, self.data.plan.dataset
@@ -348,7 +451,14 @@ class _Loop:
             title=self.run_dir.name, resolution=s.resolution, captions=caption_counts(pairs),
         )  # fmt: skip
 
-    def samples(self, watch: Watch) -> None:
+    def samples_if_due(self) -> None:
+        """Draw the sample prompts at the steps that are to have pictures, where a kill did not leave them."""
+        every = self.s.sample_every_steps
+        due = self.step == 0 or (every is not None and self.step % every == 0 and self.step < self.data.total_steps)
+        if due and not self.watch.grid_path(self.step).exists():
+            self.samples()
+
+    def samples(self) -> None:
         """Draw the sample prompts with the model as it stands."""
         s = self.s
         if not s.sample_prompts:
@@ -360,13 +470,19 @@ class _Loop:
             counts[prompt] = counts.get(prompt, 0) + 1
         side = self.family.resolution if s.resolution is None else s.resolution
         side -= side % self.family.bucket_step
-        with self.trainer.averaged():
-            pictures = draw(
-                self.family, requests, steps=s.sample_steps, guidance=s.sample_guidance, size=(side, side),
-                negative=s.sample_negative, precision=s.precision, device=self.device, progress=self.progress,
-            )  # fmt: skip
+        try:
+            with self.trainer.averaged(), self.stop.at_once():
+                pictures = draw(
+                    self.family, requests, steps=s.sample_steps, guidance=s.sample_guidance, size=(side, side),
+                    negative=s.sample_negative, precision=s.precision, device=self.device, progress=self.progress,
+                )  # fmt: skip
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            self.progress.say(f"no pictures at step {self.step:,}: {self.device} is out of memory; training goes on")
+            return
         said = {"seed": s.sample_seed, "steps": s.sample_steps, "guidance": s.sample_guidance}
-        self.grids.append(watch.pictures(self.step, pictures, s.sample_prompts, said))
+        self.grids.append(self.watch.pictures(self.step, pictures, s.sample_prompts, said))
 
 
 class _Meter:
@@ -390,25 +506,24 @@ class _Meter:
             self._shown, self._steps = now, 0
 
 
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, so that a step ends and is saved; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+def _newest(run_dir: Path, progress: Progress) -> Path | None:
+    """The checkpoint to go on from: the newest that is whole; None where the run was killed before its first."""
+    folder, damaged = ck.latest(run_dir)
+    if folder is None and damaged:
+        raise damaged[0]
+    for error in damaged:
+        progress.say(f"{error.where}: {error.what}: going on from {folder and folder.name}")
+    if folder is None:
+        progress.say(f"{run_dir} has no checkpoint yet: it begins anew")
+    return folder
 
-    def ask(signum: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could get no memory, in the words of its devices."""
+    # CUDA raises its own class; Apple's and the CPU's allocators only say so
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def _settings_of(run_dir: Path) -> TrainSettings:

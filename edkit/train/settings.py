@@ -26,6 +26,7 @@ Schedule = Literal["constant", "linear", "cosine", "polynomial"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SETTINGS_FILE = "settings.toml"
 _ADAM_LR = {"full": 2e-6, "lora": 1e-4}
+_FULL_EXPORTS = 5  # a whole Stable Diffusion 1 takes 4 GB, an XL 14
 
 
 class SettingError(BadInput):
@@ -117,6 +118,7 @@ class TrainSettings:
     save_every_minutes: float | None = None
     keep_checkpoints: int = 2  # to resume from; older ones go
     export_on_save: bool = True  # every save leaves a usable model in exports/, too
+    keep_exports: int | None = None  # of those; None: 5 whole models, or every LoRA
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     export_single_file: bool = False  # the export holds model.safetensors in the original layout, too
     sample_prompts: tuple[str, ...] = ()
@@ -228,6 +230,7 @@ def resolve(
         lora_alpha=float(settings.lora_rank) if settings.lora_alpha is None else settings.lora_alpha,
         text_encoder_lr=lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
         seed=secrets.randbelow(2**31) if settings.seed == -1 else settings.seed,
+        keep_exports=settings.keep_exports or (_FULL_EXPORTS if settings.method == "full" else None),
         max_epochs=10 if settings.max_steps is None and settings.max_epochs is None else settings.max_epochs,
     )
     if chosen.timestep_end is not None and chosen.timestep_end > num_timesteps:
@@ -410,7 +413,7 @@ def _check(s: TrainSettings) -> None:
         need(key, getattr(s, key) >= 1, "must be at least 1")
     counts: tuple[str, ...] = ("max_steps", "max_epochs", "micro_batch_size", "resolution", "bucket_step")
     counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length", "lr_decay_steps")
-    for key in (*counts, "num_threads", "text_encoder_layers"):
+    for key in (*counts, "keep_exports", "num_threads", "text_encoder_layers"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
     for key in (
         "weight_decay",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,27 @@ from edkit.train.lora import add_lora
 from edkit.train.losses import image_losses
 from edkit.train.settings import TrainSettings, is_below
 
+_NAMED = 8  # files named in an error
+_LEAST_SCALE = 1.0  # fp16 gradients that overflow at this scale are not finite by themselves; 1 without a scaler
+
+
+class NotFinite(BadInput):
+    """A loss or a gradient is infinite or no number; no weight has moved by it."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of each image, in the order of the batch's micro-batches; on the CPU."""
+
+    plain: Tensor  # (n,)
+    weighted: Tensor  # (n,) times loss_scale and the timestep's weight: what is learned from
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What one step was."""
 
-    values: Mapping[str, float]  # loss, plain_loss (no weights), lr, grad_norm where it was asked for
+    values: Mapping[str, float]  # loss, plain_loss (no weights), lr, grad_norm before clipping
     losses: Tensor  # (n,) plain loss of each image, in the order of the batch's micro-batches; on the CPU
 
 
@@ -62,6 +77,7 @@ class Trainer:
         self._untrained = optimizers.Aside(self.parameters) if s.prior_preservation else None
         self._texts = None if s.train_text_encoder else TextStates(family, device)
         self._has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in trained for m in parts[n].modules())
+        self.droppable = True  # `gradients` moves no weight, so what it did can be dropped
         self.step = 0  # finished optimizer steps
 
     def _learning(self, name: str, part: nn.Module) -> dict[str, nn.Parameter]:
@@ -81,9 +97,44 @@ class Trainer:
             parameter.requires_grad_(True)
         return learning
 
-    def train_step(self, batch: Batch) -> StepResult:
-        """One optimizer step: the batch's images weigh the same, in whatever micro-batches they come."""
+    def gradients(self, batch: Batch, *, between: Callable[[], None] = lambda: None) -> Losses:
+        """Add up the gradients of the batch's images, which weigh the same in whatever micro-batches they come.
+
+        No weight moves: `drop` forgets it all, as after an exception that `between` raises, which is called before
+        each micro-batch. Raises NotFinite where a loss is no number.
+        """
         s, family = self.s, self.family
+        if self._has_dropout:
+            torch.manual_seed(
+                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
+            )
+        plain: list[Tensor] = []
+        weighted: list[Tensor] = []
+        for micro in batch.micros:
+            between()
+            target = self._target(micro)
+            said = self._predict(micro)
+            errors = image_losses(
+                said, target, loss_type=s.loss_type, huber_delta=s.huber_delta,
+                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
+            )  # fmt: skip
+            each = errors * micro.weights.to(self.device)
+            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
+            plain.append(errors.detach())
+            weighted.append(each.detach())
+        # one transfer a step: each of them waits for the device
+        losses = Losses(*torch.stack([torch.cat(plain), torch.cat(weighted)]).cpu())
+        if not math.isfinite(float(losses.weighted.double().mean())):
+            raise self._not_finite(batch, losses.weighted)
+        return losses
+
+    def drop(self) -> None:
+        """Forget the gradients: the step is as if it had not begun."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def move(self, batch: Batch, losses: Losses) -> StepResult:
+        """Let the optimizer use the gradients of the batch. Raises NotFinite before a weight moves."""
+        s = self.s
         factor = optimizers.lr_factor(
             self.step,
             schedule=s.lr_schedule,
@@ -93,46 +144,27 @@ class Trainer:
             power=s.lr_power,
         )
         optimizers.set_lr(self.optimizer, factor)
-        if self._has_dropout:
-            torch.manual_seed(
-                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
-            )
-        losses: list[Tensor] = []
-        weighted: list[Tensor] = []
-        for micro in batch.micros:
-            target = self._target(micro)
-            said = self._predict(micro)
-            errors = image_losses(
-                said, target, loss_type=s.loss_type, huber_delta=s.huber_delta,
-                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
-            )  # fmt: skip
-            each = errors * micro.weights.to(self.device)
-            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
-            losses.append(errors.detach())
-            weighted.append(each.detach())
-        loss = float(torch.cat(weighted).double().mean())
-        if not math.isfinite(loss):
-            self._not_finite(batch, torch.cat(weighted))
-        norm = None
         self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less, until it has
+        # nothing left to give
+        if not math.isfinite(float(norm)) and self.scaler.get_scale() <= _LEAST_SCALE:
+            raise self._not_finite(batch, None)
         if s.clip_grad_norm is not None:
-            norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), s.clip_grad_norm))
-            # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less
-            if not math.isfinite(norm) and not self.scaler.is_enabled():
-                self._not_finite(batch, None)
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), s.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.drop()
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
-        plain = torch.cat(losses).cpu()
         values = {
-            "loss": loss,
-            "plain_loss": float(plain.double().mean()),
+            "loss": float(losses.weighted.double().mean()),
+            "plain_loss": float(losses.plain.double().mean()),
             "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": float(norm),
         }
-        return StepResult(values=values if norm is None else values | {"grad_norm": norm}, losses=plain)
+        return StepResult(values=values, losses=losses.plain)
 
     def _predict(self, micro: Micro) -> Tensor:
         """What the model as it stands says of a micro-batch."""
@@ -158,19 +190,22 @@ class Trainer:
             before = self._predict(micro).to(target)
         return torch.where(prior.to(self.device)[:, None, None, None], before, target)
 
-    def _not_finite(self, batch: Batch, losses: Tensor | None) -> None:
+    def _not_finite(self, batch: Batch, losses: Tensor | None) -> NotFinite:
         samples = [sample for micro in batch.micros for sample in micro.samples]
         bad = samples
         if losses is not None:
-            bad = [
-                sample for sample, value in zip(samples, losses.tolist(), strict=True) if not math.isfinite(value)
-            ] or samples
-        named = ", ".join(sorted({str(sample.path) for sample in bad})[:8])
+            bad = [sample for sample, value in zip(samples, losses.tolist(), strict=True) if not math.isfinite(value)]
+        paths = sorted({str(sample.path) for sample in bad})
+        named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
         what = "loss" if losses is not None else "gradient"
-        raise BadInput(
-            f"the {what} of step {self.step + 1} is not finite; the batch's files: {named}",
+        all_of_it = len(bad) == len(samples)
+        return NotFinite(
+            f"the {what} of step {self.step + 1} is not finite; "
+            f"{'the batch' if all_of_it else 'of the batch'}: {named}",
             where=str(self._where),
-            mend="lower lr, look at the files, or resume with --precision fp32; the last checkpoint is good",
+            mend="lower lr, or resume with --precision fp32; the last checkpoint is good"
+            if all_of_it
+            else "look at what these files and their options say; the last checkpoint is good",
         )
 
     # ---- what a checkpoint holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,11 @@ class Watch:
             self._board.flush()
         self._recent.clear()
 
+    def sync(self) -> None:
+        """Wait until the disk has every line: a checkpoint never knows of a step that metrics.jsonl lacks."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def pictures(
         self, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str], text: Mapping[str, Any]
     ) -> Path:
@@ -68,15 +74,21 @@ class Watch:
                 self._board.add_image(
                     f"samples/{i + 1:02d} {prompt[:60]}", np.asarray(picture), step, dataformats="HWC"
                 )
-        sheet = folder.with_suffix(".png")
+        sheet = self.grid_path(step)
         write_png(sheet, grid(pictures, list(prompts)), {"step": step})
         return sheet
 
+    def grid_path(self, step: int) -> Path:
+        """Where a step's grid of pictures goes; it is there when all of them are."""
+        return self._run_dir / "samples" / f"step-{step:08d}.png"
+
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        # a full disk has been told; what it didn't take is done again by whoever resumes
+        with contextlib.suppress(OSError):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -165,11 +165,9 @@ def test_a_killed_run_resumes_to_the_same_weights(settings: Settings, tmp_path: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once there")
 def test_sigterm_saves_the_current_step_and_leaves_with_130(settings: Settings, tmp_path: Path) -> None:
-    s = settings(max_steps=100_000)
+    s = settings(max_steps=100_000, log_every_steps=1)
     process = started(s, tmp_path)
-    metrics = tmp_path / "run" / "run.json"
-    wait_for(metrics.exists, process)
-    time.sleep(0.5)
+    wait_for(lambda: len(read_metrics(tmp_path / "run")) > 2, process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
