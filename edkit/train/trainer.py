@@ -201,7 +201,7 @@ class Trainer:
         all_of_it = len(bad) == len(samples)
         return NotFinite(
             f"the {what} of step {self.step + 1} is not finite; "
-            f"{'the batch' if all_of_it else 'of the batch'}: {named}",
+            f"{'the batch has' if all_of_it else 'it comes from'} {named}",
             where=str(self._where),
             mend="lower lr, or resume with --precision fp32; the last checkpoint is good"
             if all_of_it

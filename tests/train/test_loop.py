@@ -238,7 +238,7 @@ def test_training_refuses_errors_and_leaves_them_out_when_told(
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_files(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"not finite; the batch's files: .*paint_\(") as error:
+    with pytest.raises(BadInput, match=r"not finite; the batch has .*paint_\(") as error:
         train(settings(lr=1e30, max_steps=50, clip_grad_norm=None))
     assert "paint" in str(error.value)
     assert ck.checkpoints(tmp_path / "run") == []
