@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edkit.data.trash import contents as trash_list  # noqa: F401
     from edkit.data.trash import empty as trash_empty  # noqa: F401
     from edkit.demo import demo as demo
+    from edkit.doctor import doctor as doctor
     from edkit.gather.coco import import_coco as import_coco
     from edkit.gather.credits import credits as credits
     from edkit.gather.ffhq import import_ffhq as import_ffhq
@@ -86,6 +87,7 @@ _WHERE = {
     "trash_list": "edkit.data.trash:contents",
     "trash_empty": "edkit.data.trash:empty",
     "demo": "edkit.demo",
+    "doctor": "edkit.doctor",
 }
 
 __all__ = list(_WHERE)

@@ -20,8 +20,9 @@ ALLOWED: dict[str, set[str]] = {
     **{wing: {ROOT, wing} | GROUND for wing in WINGS},
     "prove": {ROOT, "prove", "train"} | GROUND,
     "demo": {ROOT, "demo"} | GROUND | WINGS,
-    "api": {ROOT, "demo"} | GROUND | WINGS,
-    "cli": {ROOT, "cli", "demo"} | GROUND | WINGS,
+    "doctor": {ROOT} | GROUND | WINGS,
+    "api": {ROOT, "demo", "doctor"} | GROUND | WINGS,
+    "cli": {ROOT, "cli", "demo", "doctor"} | GROUND | WINGS,
     "__main__": {"cli"},
 }
 

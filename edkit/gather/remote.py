@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from edkit.data.errors import BadInput, MissingExtra, UsageError
+from edkit.data.hub import token as hub_token
 
 if TYPE_CHECKING:
     import requests
@@ -116,30 +117,15 @@ def _hub() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def _hub_token() -> str:
-    """The token of the environment or of the hub's own login."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(name, "").strip():
-            return os.environ[name].strip()
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").lower() in ("1", "true", "yes", "on"):
-        return ""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-    try:
-        return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser().read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def _hub_headers() -> dict[str, str]:
-    token = _hub_token()
+    token = hub_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _gated_hint(url: str) -> str:
     match = re.match(r"/(datasets/[^/]+/[^/]+)", urlsplit(url).path)
     page = f"{_hub()}/{match[1]}" if match else _hub()
-    login = "" if _hub_token() else " and log in: hf auth login, or HF_TOKEN"
+    login = "" if hub_token() else " and log in: hf auth login, or HF_TOKEN"
     return f"accept the set's terms at {page}{login}"
 
 

@@ -1,0 +1,135 @@
+"""Settings that fit a machine: one small row for each family, method and size of memory.
+
+A preset says how a model is held and how much of a batch goes at once, never what is learned: beside the rounding, only
+the optimizer changes a result, where AdamW's moments have no room. Everything a user says is stronger.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edkit.data.errors import BadInput, UsageError
+from edkit.measure.machine import Machine, look
+from edkit.train.settings import TrainSettings
+
+METHODS: tuple[Literal["full", "lora"], ...] = ("full", "lora")
+FIGURE = "computed 30 November 2026"  # where the peaks come from: benchmarks/preset_memory.md
+GIB = 1 << 30
+_REAL = GIB  # bytes of weights from which a model is of the size the presets are made for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How one family trains by one method in one size of memory, at the family's own resolution."""
+
+    family: str
+    method: Literal["full", "lora"]
+    gib: int  # of GPU memory; 0: for the processor, in the machine's own memory
+    peak_gib: float  # the run's fullest moment, without context and margin (`memory.Peak.needed_bytes`)
+    needed_gib: float  # with both
+    images: int  # at once
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    weights: Literal["fp32", "bf16"] = "fp32"
+    fused: bool = False
+
+    @property
+    def name(self) -> str:
+        """As `--preset` takes it: `sdxl-lora-12gb`."""
+        return f"{self.family}-{self.method}-{f'{self.gib}gb' if self.gib else 'cpu'}"
+
+    def settings(self, *, bf16: bool = True) -> dict[str, Any]:
+        """What it sets; `bf16`: whether the GPU computes in it by itself."""
+        return {
+            "method": self.method,
+            "precision": ("bf16" if bf16 else "fp16") if self.gib else "fp32",
+            "micro_batch_size": self.images,
+            "gradient_checkpointing": self.checkpointing,
+            "optimizer": self.optimizer,
+            "weights_precision": self.weights,
+            "fused_backward": self.fused,
+        }
+
+
+PRESETS: tuple[Preset, ...] = ()
+
+
+def named(name: str) -> Preset:
+    """The preset of that name; UsageError with the nearest one."""
+    found = next((preset for preset in PRESETS if preset.name == name), None)
+    if found is None:
+        names = [preset.name for preset in PRESETS]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        mend = f"did you mean {near[0]}?" if near else f"for example {names[0]}"
+        raise UsageError(f"there is no preset {name!r}", where="--preset", mend=f"{mend} edkit doctor names what fits")
+    return found
+
+
+def fitting(machine: Machine, family: str, method: str) -> Preset | None:
+    """The roomiest preset that the machine's first GPU holds (its processor, where torch uses no GPU)."""
+    of = [preset for preset in PRESETS if (preset.family, preset.method) == (family, method)]
+    if machine.gpus:
+        room = machine.gpus[0].memory_bytes / GIB
+        # a card sold with 24 GB says 23.7: what the driver keeps is part of the presets' own margin
+        held = [preset for preset in of if 0 < preset.gib <= room + 0.5]
+        return max(held, key=lambda preset: preset.gib, default=None)
+    return next((p for p in of if p.gib == 0 and p.needed_gib * GIB <= machine.memory_bytes), None)
+
+
+def smallest(machine: Machine, family: str, method: str) -> Preset:
+    """The preset of a family and method that needs least of the kind of memory this machine trains in."""
+    of = [preset for preset in PRESETS if (preset.family, preset.method) == (family, method)]
+    return min((p for p in of if (p.gib > 0) == bool(machine.gpus)), key=lambda preset: preset.needed_gib)
+
+
+def over_preset(
+    said: Mapping[str, Any], name: str | None, *, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """What was said, over the preset named, or (None) over the one that this machine takes for the model said.
+
+    "none" takes none. Small models (nano, tiny ones) need none, and a model that does not load is told later.
+    """
+    if name == "none":
+        return dict(said)
+    machine = look()
+    if name is not None:
+        chosen, why = named(name), "as asked"
+    else:
+        family = published_family(str(said.get("model", "")))
+        method = said.get("method", TrainSettings.method)
+        if family not in {preset.family for preset in PRESETS} or method not in METHODS:
+            return dict(said)
+        on = machine.gpus[0].name if machine.gpus else "the processor"
+        found = fitting(machine, str(family), method)
+        if found is None:
+            least = smallest(machine, str(family), method)
+            say(f"no preset fits {on}: the smallest, {least.name}, needs {least.needed_gib:.1f} GiB ({FIGURE})")
+            return dict(said)
+        chosen, why = found, f"for {on}; --preset NAME takes another, --preset none takes none"
+    mine = chosen.settings(bf16=not machine.gpus or machine.gpus[0].bf16)
+    if said.get("optimizer", chosen.optimizer) != chosen.optimizer and chosen.fused:
+        mine |= {"fused_backward": False, "weights_precision": "fp32"}  # only this optimizer can
+    used = {key: value for key, value in mine.items() if key not in said and value != getattr(TrainSettings, key)}
+    text = ", ".join(f"{key} {str(value).lower()}" for key, value in used.items()) or "nothing that was not said"
+    say(f"preset {chosen.name} ({why}): {text}; it needs {chosen.needed_gib:.1f} GiB ({FIGURE})")
+    return mine | dict(said)
+
+
+def published_family(model: str) -> str | None:
+    """The family of a model that is as large as the published ones; None for small ones and what can't be read."""
+    from edkit.train.families import REGISTRY, find_model, read_index
+
+    try:
+        found = find_model(model)
+        files = [found] if found.is_file() else list(found.rglob("*.safetensors"))
+        if sum(file.stat().st_size for file in files) < _REAL:
+            return None
+        pipeline = str(read_index(found).get("_class_name"))
+    except (BadInput, OSError):
+        return None  # loading the model tells it better
+    names = [name for name, module in REGISTRY.items() if pipeline in importlib.import_module(module).PIPELINES]
+    return names[0] if names else None
