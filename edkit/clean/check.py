@@ -98,7 +98,7 @@ def check(
                 f"no finding is called {kind!r}", where="--set-aside", mend=measured_facts.nearest(kind, KINDS)
             )
     if shorten and target is None:
-        raise UsageError("which model's limit?", where="--shorten", mend="--for sd1, sd2, sdxl or nano")
+        raise UsageError("which model's limit?", where="--shorten", mend="--for sd1, sd2, sdxl, klein or nano")
     if (fix or shorten or set_aside) and not asked.root.is_dir():
         raise UsageError("files are changed in folders alone, not by a manifest", where=str(root))
     if fix and caption_fallback == "WORDS":

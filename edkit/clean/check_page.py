@@ -215,7 +215,7 @@ def _fine(seen: Look) -> Html:
         fine.append(tag("li", "Every caption is read to its end"))
     notes = list(seen.notes)
     if seen.target is None:
-        notes.append("Sizes and captions were held against no model: say --for sd1, sd2, sdxl or nano.")
+        notes.append("Sizes and captions were held against no model: say --for sd1, sd2, sdxl, klein or nano.")
     return layout.section(
         "Looked at and fine",
         tag("ul", *fine, class_="checks") if fine else "",

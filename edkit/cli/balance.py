@@ -104,7 +104,9 @@ def plan(
     family: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="FAMILY", help="sd1, sd2, sdxl, nano or a model's folder: sizes, token limit and caches."
+            "--for",
+            metavar="FAMILY",
+            help="sd1, sd2, sdxl, klein, nano or a model's folder: sizes, tokens and caches.",
         ),
     ] = None,
     seed: console.Seed = 555,

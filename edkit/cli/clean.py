@@ -33,7 +33,8 @@ Report = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="W
 def check(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
     family: Annotated[
-        str | None, typer.Option("--for", help="sd1, sd2, sdxl, nano or a model's folder: its sizes and token limit.")
+        str | None,
+        typer.Option("--for", help="sd1, sd2, sdxl, klein, nano or a model's folder: sizes and token limit."),
     ] = None,
     resolution: Annotated[
         int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")
@@ -128,7 +129,8 @@ def report(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="The data root, or a manifest.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page to write.")] = None,
     family: Annotated[
-        str | None, typer.Option("--for", help="sd1, sd2, sdxl, nano or a model's folder: its sizes and token limit.")
+        str | None,
+        typer.Option("--for", help="sd1, sd2, sdxl, klein, nano or a model's folder: sizes and token limit."),
     ] = None,
     resolution: Annotated[
         int | None, typer.Option("--resolution", min=8, help="Pixels; instead of the family's own.")

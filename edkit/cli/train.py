@@ -266,11 +266,12 @@ def convert(
     epilog="Example: edkit init-model sd1 --size tiny --out models/tiny",
 )
 def init_model(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="sd1, sd2 or sdxl.")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="sd1, sd2, sdxl or klein.")],
     out: Annotated[Path, typer.Option("--out", help="The model's folder.")],
     size: Annotated[str, typer.Option("--size", help="tiny, or real: as published.")] = "tiny",
     prediction: Annotated[
-        str | None, typer.Option("--prediction", help="epsilon or v_prediction; none: the family's own.")
+        str | None,
+        typer.Option("--prediction", help="epsilon or v_prediction (no klein); none: the family's own."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 555,
     as_json: console.Json = False,

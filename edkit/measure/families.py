@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edkit.data.errors import BadInput, MissingExtra, UsageError
+from edkit.data.errors import BadInput, EdkitError, MissingExtra, UsageError
 from edkit.measure.facts import nearest
 
 
@@ -27,7 +27,15 @@ class Family:
     latent_factor: int  # pixels a latent, along each side
     max_tokens: int  # of a caption, without the two markers
     text_values: int  # numbers a caption becomes, as the text encoders give them
-    tokenizer: Path | None = None  # a tokenizer.json; None: CLIP's vocabulary
+    tokenizer: Path | None = None  # a tokenizer.json; None: the family's published one
+    vocabulary: bool = True  # whether the published one is at hand
+
+
+class NoVocabulary(MissingExtra):
+    """Captions can't be counted in a family's tokens: its vocabulary comes with its models alone."""
+
+    def __init__(self, name: str) -> None:
+        EdkitError.__init__(self, f"{name}'s vocabulary comes with its models", mend="--for the folder of one")
 
 
 FAMILIES: dict[str, Family] = {
@@ -46,6 +54,17 @@ FAMILIES: dict[str, Family] = {
         ("sdxl", 1024, 77 * 2048 + 1280),
     )
 }
+_CHAT = 12  # tokens that klein wraps every caption in
+FAMILIES["klein"] = Family(
+    name="klein",
+    resolution=1024,
+    bucket_step=64,
+    latent_channels=128,
+    latent_factor=16,
+    max_tokens=512 - _CHAT,
+    text_values=512 * 3 * 2560,
+    vocabulary=False,
+)
 
 
 def family(name: str | Path) -> Family:
@@ -70,10 +89,24 @@ def _read(folder: Path) -> Family:
             raise BadInput(f"can't be read: {error}", where=str(path)) from error
         return found
 
-    unet, vae = config("unet/config.json"), config("vae/config.json")
+    vae = config("vae/config.json")
     max_length = int(config("tokenizer/tokenizer_config.json").get("model_max_length", 77))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     file = folder / "tokenizer" / "tokenizer.json"
+    if config("model_index.json").get("_class_name") == "Flux2KleinPipeline":
+        transformer, max_length = config("transformer/config.json"), min(512, max_length)
+        return Family(
+            name=folder.name,
+            resolution=int(vae["sample_size"]),
+            bucket_step=64 if int(vae["sample_size"]) >= 512 else 2 * factor,
+            latent_channels=int(transformer["in_channels"]),
+            latent_factor=2 * factor,
+            max_tokens=max_length - _CHAT,
+            text_values=max_length * int(transformer["joint_attention_dim"]),
+            tokenizer=file if file.is_file() else None,
+            vocabulary=file.is_file(),
+        )
+    unet = config("unet/config.json")
     return Family(
         name=folder.name,
         resolution=int(unet["sample_size"]) * factor,
@@ -89,8 +122,10 @@ def _read(folder: Path) -> Family:
 def unread(of: Family) -> Callable[[str], tuple[int, str]]:
     """A function from a caption to (number of tokens, the end of it that the family doesn't read, "" for none).
 
-    Raises MissingExtra where the tokenizer is not installed.
+    Raises MissingExtra where the tokenizer is not installed, NoVocabulary where the family's is not at hand.
     """
+    if of.tokenizer is None and not of.vocabulary:
+        raise NoVocabulary(of.name)
     tokenizer = _tokenizer(of.tokenizer)
 
     def count(caption: str) -> tuple[int, str]:

@@ -31,7 +31,7 @@ from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
-from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, resolve, to_toml
+from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
 from edkit.train.stop import Stopped, listening
 from edkit.train.trainer import Losses, Trainer
 from edkit.train.watch import Watch, read_metrics
@@ -104,6 +104,7 @@ def train(
     if settings is None:
         raise UsageError("neither settings nor a run to resume were given")
     family = load_family(settings.model, settings.family)
+    refuse(settings, family.refusals)
     family.clip_skip, family.caption_chunks = settings.clip_skip, settings.caption_chunks
     if settings.zero_terminal_snr:
         family.end_at_pure_noise()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,35 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from edkit.data.errors import BadInput, UsageError
-from edkit.train.families.base import DTYPES, Family, write_safetensors
+from edkit.train.families.base import DTYPES, Family, LoraKey, write_safetensors
 
 UI_FILE = "lora.safetensors"  # in the keys that user interfaces read
 PEFT_FILE = "pytorch_lora_weights.safetensors"  # in the keys of diffusers and peft
 
-ATTENTION: dict[str, tuple[str, ...]] = {
-    "unet": ("to_q", "to_k", "to_v", "to_out.0"),
-    "text": ("q_proj", "k_proj", "v_proj", "out_proj"),
-}
-_MORE: dict[str, tuple[str, ...]] = {
-    "unet": ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    "text": ("fc1", "fc2"),
-}
-_CONVS = ("conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj")
-TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "attention": ATTENTION,
-    "transformer": {part: (*ATTENTION[part], *_MORE[part]) for part in ATTENTION},
-    "all": {"unet": (*ATTENTION["unet"], *_MORE["unet"], *_CONVS), "text": (*ATTENTION["text"], *_MORE["text"])},
-}
-"""Which layers get an adapter, by the name of the choice: the ends of their names, in U-Net and text encoders."""
-
-_BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
-
 
 def add_lora(
-    part: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: str, seed: int
+    part: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> dict[str, nn.Parameter]:
-    """Put an adapter into each target layer of a model's part (in place) and give the adapters' weights by name.
+    """Put an adapter into each layer of a model's part whose name ends with one of `targets` (in place) and give the
+    adapters' weights by name.
 
     `up` starts at zero, so the model is as it was; `down` is drawn from the seed and the part's name alone.
     Raises UsageError where the part has none of the layers.
@@ -52,10 +34,13 @@ def add_lora(
 
     from edkit.data.random import integer
 
-    wanted = TARGETS[targets]["unet" if name == "unet" else "text"]
-    found = [n for n, _ in part.named_modules() if any(n == end or n.endswith(f".{end}") for end in wanted)]
+    found = [
+        layer
+        for layer, module in part.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and f".{layer}".endswith(tuple(f".{end}" for end in targets))
+    ]
     if not found:
-        raise UsageError(f"lora_targets {targets}: the {name} has none of {', '.join(wanted)}")
+        raise UsageError(f"lora_targets: the {name} has none of {', '.join(targets)}")
     part.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=found, bias="none")
     with torch.random.fork_rng(devices=[]):
@@ -83,80 +68,86 @@ def export_lora(
     """
     dtype = DTYPES[precision]
     adapters = {
-        f"{part}.{_full_name(part, layer)}": (down.detach().to("cpu", dtype), up.detach().to("cpu", dtype))
+        (part, layer): (down.detach().to("cpu", dtype), up.detach().to("cpu", dtype))
         for part, module in family.parts().items()
         for layer, down, up in _adapters(module)
     }
-    two = "text_encoder_2" in family.parts()
     for_uis: dict[str, Tensor] = {}
-    for name, (down, up) in adapters.items():
-        key = _ui_key(name, two_text_encoders=two)
+    shared: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    for (part, layer), adapter in adapters.items():
+        place = family.lora_keys(part, layer)[0]
+        shared.setdefault(place.key, {})[place.piece] = adapter
+    for key, pieces in shared.items():
+        down, up = _joint([pieces[i] for i in sorted(pieces)])
         for_uis[f"{key}.lora_down.weight"] = down.contiguous()
         for_uis[f"{key}.lora_up.weight"] = up.contiguous()
-        for_uis[f"{key}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
+        for_uis[f"{key}.alpha"] = torch.tensor(float(alpha) * len(pieces), dtype=dtype)
     said = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": _BASES.get(family.name, family.name),
-        "ss_v2": str(family.name == "sd2"),
         "ss_output_name": title,
         "ss_resolution": f"({resolution}, {resolution})",
         "ss_tag_frequency": json.dumps({k: dict(v.most_common()) for k, v in captions.items()}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{_ARCHITECTURES.get(family.name, family.name)}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": "v" if family.prediction_type == "v_prediction" else "epsilon",
+        **family.lora_metadata(),
     }
     write_safetensors(folder / UI_FILE, for_uis, {**said, **metadata})
     # diffusers has no place for alpha in these keys: with it in `up`, alpha is the rank
     scale = alpha / rank
-    for_peft = {f"{name}.lora_A.weight": down.contiguous() for name, (down, _) in adapters.items()}
-    for_peft |= {f"{name}.lora_B.weight": (up.float() * scale).to(dtype) for name, (_, up) in adapters.items()}
+    for_peft: dict[str, Tensor] = {}
+    for (part, layer), (down, up) in adapters.items():
+        key = family.lora_keys(part, layer)[1].key
+        for_peft[f"{key}.lora_A.weight"] = down.contiguous()
+        for_peft[f"{key}.lora_B.weight"] = (up.float() * scale).to(dtype)
     write_safetensors(folder / PEFT_FILE, for_peft, metadata)
 
 
 def merge_lora(family: Family, path: Path, *, strength: float = 1.0) -> int:
     """Add an adapter file times `strength` to the family's weights (in place); how many layers it changed.
 
-    `path`: a file in either set of keys, or a folder that `export_lora` wrote. Raises BadInput where a key
-    belongs to no layer of this model, or a shape doesn't fit.
+    `path`: a file that edkit, diffusers, peft or kohya's trainers wrote, or a folder that `export_lora` wrote. Raises
+    BadInput where a key belongs to no layer of this model, a shape doesn't fit, or it is no LoRA.
     """
     file = path / UI_FILE if path.is_dir() else path
-    state = _load(file)
-    layers = {
-        f"{part}.{_full_name(part, name)}": module
-        for part, whole in family.parts().items()
-        for name, module in whole.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
-    two = "text_encoder_2" in family.parts()
-    names = {_ui_key(name, two_text_encoders=two): name for name in layers} | {name: name for name in layers}
+    state, alphas = _load(file)
+    layers: dict[str, list[tuple[LoraKey, nn.Module]]] = {}
+    for part, whole in family.parts().items():
+        for layer, module in whole.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                for place in {place.key: place for place in family.lora_keys(part, layer)}.values():
+                    layers.setdefault(place.key, []).append((place, module))
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         name, kind = _split(key, file)
         grouped.setdefault(name, {})[kind] = tensor
-    unknown = sorted(name for name in grouped if name not in names)
+    unknown = sorted(name for name in grouped if name not in layers)
     if unknown:
         raise BadInput(
             f"{len(unknown)} of its {len(grouped)} layers are none of this {family.name} model's ({unknown[0]}, ...)",
             where=str(file),
             mend="give it the kind of model it was trained on",
         )
+    changed = 0
     for key, parts in grouped.items():
-        layer = layers[names[key]]
         if not {"down", "up"} <= parts.keys():
             raise BadInput(f"half of an adapter is missing ({key})", where=str(file))
         down, up = parts["down"].float(), parts["up"].float()
-        scale = strength * float(parts.get("alpha", torch.tensor(len(down)))) / len(down)
-        change = up.flatten(1) @ down.flatten(1)
-        if change.numel() != layer.weight.numel() or len(up) != len(layer.weight):
-            raise BadInput(f"does not fit this model ({key} is {tuple(change.shape)})", where=str(file))
-        with torch.no_grad():
-            layer.weight.add_((scale * change).reshape(layer.weight.shape).to(layer.weight))
-    return len(grouped)
+        alpha = float(parts["alpha"]) if "alpha" in parts else alphas.get(key.partition(".")[0], len(down))
+        change = strength * alpha / len(down) * (up.flatten(1) @ down.flatten(1))
+        for place, module in layers[key]:
+            weight = cast(Tensor, module.weight)
+            rows = len(change) // place.pieces
+            piece = change[place.piece * rows :][:rows]
+            if piece.numel() != weight.numel() or rows != len(weight):
+                raise BadInput(f"does not fit this model ({key} is {tuple(change.shape)})", where=str(file))
+            with torch.no_grad():
+                weight.add_(piece.reshape(weight.shape).to(weight))
+            changed += 1
+    return changed
 
 
 # ---- names and keys
@@ -170,48 +161,56 @@ def _adapters(part: nn.Module) -> Iterable[tuple[str, Tensor, Tensor]]:
             yield name, downs["default"].weight, ups["default"].weight
 
 
-def _full_name(part: str, layer: str) -> str:
-    """The layer's name as every tool knows it: transformers 5 drops the `text_model.` before CLIP's."""
-    if part.startswith("text_encoder") and not layer.startswith(("text_model.", "text_projection")):
-        return f"text_model.{layer}"
-    return layer
-
-
-def _ui_key(name: str, *, two_text_encoders: bool) -> str:
-    part, _, layer = name.partition(".")
-    first = "te1" if two_text_encoders else "te"
-    prefix = {"unet": "unet", "text_encoder": first, "text_encoder_2": "te2"}.get(part, part)
-    return f"lora_{prefix}_{layer.replace('.', '_')}"
+def _joint(adapters: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One adapter of layers that are one in the file: each reads all and writes its own rows."""
+    if len(adapters) == 1:
+        return adapters[0]
+    return torch.cat([down for down, _ in adapters]), torch.block_diag(*(up for _, up in adapters))  # type: ignore[no-untyped-call]
 
 
 _KINDS = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "alpha": "alpha",
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
 }
+_OTHERS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_mid": "LoCon in Tucker's form", "oft_": "OFT"}
 
 
 def _split(key: str, file: Path) -> tuple[str, str]:
     for ending, kind in _KINDS.items():
-        if key.endswith(f".{ending}"):
-            return key.removesuffix(f".{ending}"), kind
+        if key.endswith(ending):
+            name = key.removesuffix(ending).replace(".processor.", ".")
+            return f"{name}.0" if ".processor." in key and name.endswith(".to_out") else name, kind
+    for sign, what in _OTHERS.items():
+        if sign in key:
+            raise BadInput(f"is a {what}, which edkit does not read ({key})", where=str(file))
     raise BadInput(f"has a key that is no LoRA's: {key}", where=str(file))
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The file's tensors, and the alpha of each part where the file's metadata say it (as diffusers writes it)."""
+    from safetensors import SafetensorError, safe_open
 
     if file.suffix != ".safetensors":
         raise BadInput("is no .safetensors file", where=str(file), mend="other files can run code when they are read")
     try:
-        return cast(dict[str, Tensor], load_file(file))
-    except (OSError, SafetensorError) as error:
+        with safe_open(file, "pt") as opened:
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise BadInput(f"can't be read: {error}", where=str(file)) from None
+    ends = ".lora_alpha"
+    return state, {key.removesuffix(ends): float(value) for key, value in said.items() if key.endswith(ends)}
 
 
 def caption_counts(samples: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:

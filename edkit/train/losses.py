@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 LossType = Literal["mse", "huber", "mse_huber", "huber_mse"]
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "flow"]
+"""What a denoiser says: the noise; v (Salimans and Ho 2022); or noise minus picture, the velocity of a straight path
+from one to the other (Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022, arXiv:2210.02747)."""
 
 
 def image_losses(
@@ -43,22 +45,30 @@ def image_losses(
 def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Prediction) -> Tensor:
     """Weights (N,) that stop easy timesteps from ruling: Hang et al. 2023, arXiv:2303.09556, section 3.4.
 
-    A weight of min(snr, gamma) on the error in x0 is min(snr, gamma) / snr on the error in the noise, and
-    min(snr, gamma) / (snr + 1) on the error in v.
+    A weight of min(snr, gamma) on the error in x0 is min(snr, gamma) / snr on the error in the noise,
+    min(snr, gamma) / (snr + 1) on the error in v, and min(snr, gamma) / (sqrt(snr) + 1)^2 on the error in a flow's
+    velocity, whose noise level s is 1 / (sqrt(snr) + 1) and whose x0 is x - s * velocity.
     """
-    capped = torch.clamp(snr, max=gamma)
-    return capped / snr if prediction_type == "epsilon" else capped / (snr + 1)
+    return torch.clamp(snr, max=gamma) * _x0_share(snr, prediction_type)
 
 
 def debiased_weights(snr: Tensor, prediction_type: Prediction) -> Tensor:
     """Weights (N,) that let noisy timesteps, which decide the layout, count for more: Yu et al. 2023,
     "Debias the training of diffusion models", arXiv:2310.08442, equation 9.
 
-    1 / sqrt(snr) on the squared error in the noise. The noise's error is sqrt(snr / (snr + 1)) of v's, so the
-    same weight on v's squared error is sqrt(snr) / (snr + 1).
+    1 / sqrt(snr) on the squared error in the noise, which is snr times that in x0: sqrt(snr) on the latter, so
+    sqrt(snr) / (snr + 1) on v's and sqrt(snr) / (sqrt(snr) + 1)^2 on a flow's velocity's.
     """
-    root = snr.sqrt()
-    return 1 / root if prediction_type == "epsilon" else root / (snr + 1)
+    if prediction_type == "epsilon":
+        return 1 / snr.sqrt()
+    return snr.sqrt() * _x0_share(snr, prediction_type)
+
+
+def _x0_share(snr: Tensor, prediction_type: Prediction) -> Tensor:
+    """(T,) the squared error in x0 for one of 1 in what the denoiser says."""
+    if prediction_type == "epsilon":
+        return 1 / snr
+    return 1 / (snr + 1) if prediction_type == "v_prediction" else 1 / (snr.sqrt() + 1) ** 2
 
 
 def timestep_weights(

@@ -298,7 +298,8 @@ def _num_cut(dataset: Dataset, family: Family) -> int:
         {", ".join([c.text, *(t.text for t in c.tags)]) for c in map(dataset.caption, range(len(dataset)))}
     )
     # no token is shorter than a letter: most captions need no tokenizer
-    long = [caption for caption in captions if len(caption) > family.max_tokens - 2]
+    around = family.count_tokens([""])[0]  # markers; a byte is a token at most
+    long = [caption for caption in captions if len(caption.encode("utf-8", "replace")) + around > family.max_tokens]
     return sum(n > family.max_tokens for n in family.count_tokens(long))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edkit.data.errors import BadInput
+from edkit.measure.families import FAMILIES
 from edkit.train.everydream import is_everydream, read_everydream
 
 DataRoot = str | tuple[str, ...] | Mapping[str, Any]
@@ -47,7 +48,7 @@ class TrainSettings:
     data_root: DataRoot
     model: str  # a diffusers folder, or a hub id
     out: Path | None = None  # the run's folder; None: runs/<data root>-<date>
-    family: Literal["auto", "sd1", "sd2", "sdxl"] = "auto"
+    family: str = "auto"  # a name of `measure.families.FAMILIES`; auto: what the model is
     method: Literal["full", "lora"] = "full"
     train_unet: bool = True
     train_text_encoder: bool = False
@@ -245,6 +246,14 @@ def resolve(
 def is_below(key: str, folders: Iterable[str]) -> bool:
     """Whether a sample's key lies in one of the folders, each named by its path below the data root."""
     return any(key.startswith(f"{folder.strip('/')}/") for folder in folders)
+
+
+def refuse(settings: TrainSettings, refusals: Mapping[str, str]) -> None:
+    """Raises SettingError for a setting that was changed and stands among `refusals`, with the reason there."""
+    usual = defaults()
+    for name, why in refusals.items():
+        if getattr(settings, name) != usual[name]:
+            raise SettingError(name, why)
 
 
 def to_toml(settings: TrainSettings) -> str:
@@ -448,6 +457,7 @@ def _check(s: TrainSettings) -> None:
         s.timestep_end is None or s.timestep_end > s.timestep_start,
         "must lie above timestep_start",
     )
+    need("family", s.family in ("auto", *FAMILIES), f"is not one of auto, {', '.join(FAMILIES)}")
     need("model", bool(s.model), "must not be empty")
     need("train_unet", s.train_unet or s.train_text_encoder, "nothing would be trained")
 

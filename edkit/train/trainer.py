@@ -86,8 +86,8 @@ class Trainer:
         if s.method == "lora":
             assert s.lora_alpha is not None  # resolved
             return add_lora(
-                part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, targets=s.lora_targets,
-                seed=s.seed,
+                part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, seed=s.seed,
+                targets=self.family.lora_targets(name, s.lora_targets),
             )  # fmt: skip
         learning = dict(part.named_parameters())
         if name.startswith("text_encoder") and s.text_encoder_layers is not None:

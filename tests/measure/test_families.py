@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edkit import nano
-from edkit.data.errors import BadInput, UsageError
+from edkit.data.errors import BadInput, MissingExtra, UsageError
 from edkit.measure.families import FAMILIES, clip_vocabulary, family, unread
 
 
@@ -29,7 +29,7 @@ def test_a_model_folder_that_is_not_whole_is_one_line(tmp_path: Path) -> None:
         family(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", sorted(name for name, of in FAMILIES.items() if of.vocabulary))
 def test_what_the_family_does_not_read_is_the_end(name: str) -> None:
     pytest.importorskip("open_clip")
     count = unread(family(name))
@@ -37,6 +37,11 @@ def test_what_the_family_does_not_read_is_the_end(name: str) -> None:
     assert count("a " * 75) == (75, "")
     assert count("a " * 75 + "lost dog") == (77, "lost dog")
     assert count("") == (0, "")
+
+
+def test_a_vocabulary_that_does_not_ship_is_told() -> None:
+    with pytest.raises(MissingExtra, match="klein's vocabulary comes with its models"):
+        unread(family("klein"))
 
 
 def test_it_counts_as_the_vocabularys_own_library_does() -> None:

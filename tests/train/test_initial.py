@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from edkit.data.errors import BadInput, UsageError
 from edkit.train.families import load_family
-from edkit.train.initial import _MODELS, _text_encoder, _unet_and_vae, clip_tokenizer, init_model
+from edkit.train.families.fresh import clip_tokenizer
+from edkit.train.families.registry import module_of
+from edkit.train.initial import init_model
 
 
 def test_the_tokenizer_is_clips() -> None:
@@ -29,26 +30,21 @@ def test_tiny_is_written_draws_128_pixels_and_is_reproducible(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "unet", "texts"),
+    ("family", "denoiser", "texts", "vae"),
     [
-        ("sd1", 859_520_964, [123_060_480]),
-        ("sd2", 865_910_724, [340_387_840]),
-        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840]),
+        ("sd1", 859_520_964, [123_060_480], 83_653_863),
+        ("sd2", 865_910_724, [340_387_840], 83_653_863),
+        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840], 83_653_863),
+        ("klein", 3_875_544_576, [4_022_468_096], 84_046_115),
     ],
 )
-def test_real_has_the_published_number_of_parameters(family: str, unet: int, texts: list[int]) -> None:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    parts = _MODELS[family]["real"]
+def test_real_has_the_published_number_of_parameters(
+    family: str, denoiser: int, texts: list[int], vae: int, tmp_path: Path
+) -> None:
     with torch.device("meta"):
-        made = _unet_and_vae(parts["unet"], parts["vae"])
-        classes = (CLIPTextModel, CLIPTextModelWithProjection)
-        encoders = [
-            _text_encoder(cls, text, clip_tokenizer()) for cls, text in zip(classes, parts["texts"], strict=False)
-        ]
-    assert sum(p.numel() for p in made["unet"].parameters()) == unet
-    assert sum(p.numel() for p in made["vae"].parameters()) == 83_653_863
-    assert [sum(p.numel() for p in encoder.parameters()) for encoder in encoders] == texts
+        made = module_of(family).build(family, "real", prediction=None, folder=tmp_path)
+    counts = [sum(p.numel() for p in module.parameters()) for module in (*made.parts().values(), made.vae)]
+    assert counts == [denoiser, *texts, vae]
 
 
 def test_nothing_is_overwritten_and_unknown_names_are_told(tmp_path: Path) -> None:

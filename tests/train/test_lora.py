@@ -153,7 +153,7 @@ def test_pictures_are_drawn_with_an_adapter(models: Any, settings: Settings, tmp
 def test_a_fresh_adapter_changes_nothing_and_hangs_on_its_seed(model: Path) -> None:
     def fresh(seed: int) -> dict[str, torch.Tensor]:
         unet = load_family(model).parts()["unet"]
-        options: dict[str, Any] = {"rank": 4, "alpha": 4.0, "dropout": 0.0, "targets": "transformer"}
+        options: dict[str, Any] = {"rank": 4, "alpha": 4.0, "dropout": 0.0, "targets": ["to_q", "ff.net.2"]}
         return {k: v.detach() for k, v in add_lora(unet, "unet", seed=seed, **options).items()}
 
     one, same, other = fresh(1), fresh(1), fresh(2)
@@ -161,7 +161,7 @@ def test_a_fresh_adapter_changes_nothing_and_hangs_on_its_seed(model: Path) -> N
     assert all(not v.any() for k, v in one.items() if ".lora_B." in k)
     assert any(not torch.equal(one[k], other[k]) for k in one)
     with pytest.raises(UsageError, match="has none of"):
-        add_lora(torch.nn.Linear(2, 2), "unet", rank=1, alpha=1.0, dropout=0.0, targets="attention", seed=1)
+        add_lora(torch.nn.Linear(2, 2), "unet", rank=1, alpha=1.0, dropout=0.0, targets=["to_q"], seed=1)
 
 
 def test_only_the_last_layers_of_a_text_encoder_learn_where_asked(models: Any, settings: Settings) -> None:

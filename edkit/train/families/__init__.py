@@ -1,8 +1,7 @@
-"""Model families: what the trainer must know of a model, and one registry row for each."""
+"""Model families: what the trainer must know of a model. A new one is a module here and a row in `registry.py`."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,7 @@ from typing import cast
 from edkit import nano
 from edkit.data.errors import BadInput
 from edkit.train.families.base import Family
-
-REGISTRY: dict[str, str] = {
-    "sd1": "edkit.train.families.sd1",
-    "sd2": "edkit.train.families.sd1",
-    "sdxl": "edkit.train.families.sdxl",
-}
-"""Family name -> the module that has `load(folder) -> Family` and `PIPELINES` (model_index class names)."""
+from edkit.train.families.registry import REGISTRY, module_of
 
 # what a model folder needs besides weights; a hub snapshot brings no pickles
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -34,20 +27,26 @@ def load_family(model: str | Path, family: str = "auto") -> Family:
     if folder.is_file():
         from edkit.train.families.single_file import load_single_file
 
-        return load_single_file(folder)
+        return _as_named(load_single_file(folder), family)
     index = read_index(folder)
     pipeline = str(index.get("_class_name"))
-    for name, module_name in REGISTRY.items():
+    for name in REGISTRY:
         if family in ("auto", name):
-            module = importlib.import_module(module_name)
+            module = module_of(name)
             if pipeline in module.PIPELINES:
-                return cast(Callable[[Path], Family], module.load)(folder)
+                return _as_named(cast(Callable[[Path], Family], module.load)(folder), family)
     known = ", ".join(REGISTRY)
     raise BadInput(
         f"is a {pipeline}, which is none of the families edkit trains",
         where=str(folder),
         mend=f"families: {known}",
     )
+
+
+def _as_named(found: Family, name: str) -> Family:
+    if name not in ("auto", found.name):
+        raise BadInput(f"is a {found.name} model, not {name}", where=str(found.folder))
+    return found
 
 
 def find_model(model: str | Path) -> Path:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edkit.data import atomic
+from edkit.train.losses import Prediction
 from edkit.train.noise import Name
 
 Text = dict[str, Tensor]
 """What a family's text side makes of captions: named tensors, the first axis of each is the caption."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraKey:
+    """What a file calls the adapter of a layer; layers that are one in the file share a key, each a piece of it."""
+
+    key: str
+    piece: int = 0
+    pieces: int = 1
 
 
 class Family(Protocol):
@@ -29,9 +40,11 @@ class Family(Protocol):
     resolution: int  # the side of the square it was made for, in pixels
     latent_channels: int
     num_timesteps: int
-    prediction_type: Literal["epsilon", "v_prediction"]
+    prediction_type: Prediction
     clip_skip: int  # 1: the text states the family was made with; 2: one layer earlier, and so on
     caption_chunks: int  # how many times the encoder's length a caption may have
+    refusals: Mapping[str, str]  # settings that mean nothing to this family, by name, and why
+    vae: nn.Module
 
     @property
     def vae_hash(self) -> str:
@@ -42,16 +55,18 @@ class Family(Protocol):
         """How much of a caption is read, its markers counted."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """What can be trained, by the name of its folder: the denoiser first."""
+        """The denoiser first, then the text encoders, by the name of their folder."""
 
     def place(self, device: torch.device) -> None:
         """Move every part to a device."""
 
     def tokenize(self, captions: Sequence[str]) -> Text:
-        """Token ids, cut and padded to `max_tokens`; each (N, max_tokens) int64, on the CPU."""
+        """Token ids (and what else `encode_text` needs), cut and padded to `max_tokens`; each (N, max_tokens) int64,
+        on the CPU.
+        """
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """How many tokens each caption has, its two markers counted, cut by nothing."""
+        """How many tokens each caption has, markers counted, cut by nothing."""
 
     def model_hash(self) -> str:
         """SHA-256 of all weights as they stand."""
@@ -66,8 +81,19 @@ class Family(Protocol):
         """Stretch the noise schedule so that its last timestep has no signal left: Lin et al. 2023, "Common
         diffusion noise schedules and sample steps are flawed", arXiv:2305.08891, algorithm 1.
 
-        Raises BadInput where the model predicts the noise itself, which there tells nothing.
+        Raises BadInput where the model predicts the noise itself, which there tells nothing, or ends there anyway.
         """
+
+    def lora_targets(self, part: str, choice: str) -> tuple[str, ...]:
+        """How the names of a part's layers end that `attention`, `transformer` or `all` mean."""
+
+    def lora_keys(self, part: str, layer: str) -> Sequence[LoraKey]:
+        """What files call the adapter of a layer: first as user interfaces read it, then as diffusers does, then
+        every other way it is met.
+        """
+
+    def lora_metadata(self) -> dict[str, str]:
+        """What user interfaces want to know of the base model, as `ss_*` and `modelspec.*` keys."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in -1..1 -> (N, C, H/f, W/f) scaled latents, the mean of what the encoder says."""
@@ -94,6 +120,11 @@ class Family(Protocol):
 
     def save(self, folder: Path, *, precision: str, metadata: Mapping[str, str]) -> None:
         """Write the whole model as a diffusers folder into an empty folder."""
+
+
+def whole_timesteps(draws: Tensor, start: int, end: int) -> Tensor:
+    """Uniform draws in 0..1 (N,) -> whole timesteps from `start` up to but without `end`."""
+    return (start + draws.double() * (end - start)).long().clamp_(start, end - 1)
 
 
 def own_memory(module: nn.Module) -> None:

@@ -9,15 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from edkit.train.families.base import Family, Text
-from edkit.train.families.unet import (
-    UNetModel,
-    clip_states,
-    clip_tokens,
-    joined,
-    load_text,
-    load_tokenizer,
-    load_unet_parts,
+from edkit.train.families.fresh import (
+    ATTENDING,
+    CLIP_H,
+    CLIP_L,
+    PLAIN,
+    TINY_TEXT,
+    TINY_UNET,
+    TINY_VAE,
+    VAE,
+    parts_of,
+    random_parts,
 )
+from edkit.train.families.parts import load_text, load_tokenizer
+from edkit.train.families.unet import UNetModel, clip_states, clip_tokens, joined, load_unet_parts
 
 PIPELINES = ("StableDiffusionPipeline",)
 
@@ -27,27 +32,13 @@ class SD1(UNetModel):
 
     pipeline = "StableDiffusionPipeline"
 
-    def __init__(
-        self,
-        *,
-        folder: Path,
-        unet: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        scheduler: Mapping[str, Any],
-    ) -> None:
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        super().__init__(
-            folder=folder,
-            unet=unet,
-            vae=vae,
-            text_encoders={"text_encoder": text_encoder},
-            tokenizers={"tokenizer": tokenizer},
-            scheduler=scheduler,
-        )
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.text_encoder, self.tokenizer = self.text_encoders["text_encoder"], self.tokenizers["tokenizer"]
         # OpenAI's CLIP was trained with another GELU than OpenCLIP's
-        self.name = "sd1" if text_encoder.config.hidden_act == "quick_gelu" else "sd2"
+        self.name = "sd1" if self.text_encoder.config.hidden_act == "quick_gelu" else "sd2"
+        number = self.name[-1]
+        self.published_as = (f"sd_v{number}", f"stable-diffusion-v{number}")
 
     def tokenize(self, captions: Sequence[str]) -> Text:
         ids = clip_tokens(self.tokenizer, captions, positions=self._positions(), chunks=self.caption_chunks)
@@ -73,6 +64,72 @@ def load(folder: Path) -> Family:
     return SD1(
         folder=folder,
         **load_unet_parts(folder),
-        text_encoder=load_text(CLIPTextModel, folder / "text_encoder"),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        text_encoders={"text_encoder": load_text(CLIPTextModel, folder / "text_encoder")},
+        tokenizers={"tokenizer": load_tokenizer(folder / "tokenizer")},
     )
+
+
+def build(name: str, size: str, *, prediction: str | None, folder: Path) -> Family:
+    """A model of this family with random weights; `prediction` None: as the family was published."""
+    usual = "v_prediction" if name == "sd2" else "epsilon"  # the 768-pixel model says v
+    return SD1(**random_parts(SIZES[name][size], prediction=prediction or usual, folder=folder))
+
+
+def of_configs(configs: Mapping[str, Any], *, folder: Path) -> SD1:
+    """A model from the configs that `UNetModel.configs` gave."""
+    return SD1(**parts_of(configs, folder=folder))
+
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {
+        "real": {
+            "unet": {
+                "sample_size": 64,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "down_block_types": (ATTENDING,) * 3 + (PLAIN,),
+                "cross_attention_dim": 768,
+                "attention_head_dim": 8,
+            },
+            "vae": VAE,
+            "texts": [CLIP_L],
+        },
+        "tiny": {
+            "unet": {
+                **TINY_UNET,
+                "block_out_channels": (32, 48, 64, 64),
+                "down_block_types": (ATTENDING,) * 3 + (PLAIN,),
+                "cross_attention_dim": 32,
+                "attention_head_dim": 4,
+            },
+            "vae": {**TINY_VAE, "scaling_factor": 0.18215},
+            "texts": [TINY_TEXT],
+        },
+    },
+    "sd2": {
+        "real": {
+            "unet": {
+                "sample_size": 96,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "down_block_types": (ATTENDING,) * 3 + (PLAIN,),
+                "cross_attention_dim": 1024,
+                "attention_head_dim": (5, 10, 20, 20),
+                "use_linear_projection": True,
+            },
+            "vae": {**VAE, "sample_size": 768},
+            "texts": [{**CLIP_H, "hidden_act": "gelu"}],
+        },
+        "tiny": {
+            "unet": {
+                **TINY_UNET,
+                "block_out_channels": (32, 48, 64, 64),
+                "down_block_types": (ATTENDING,) * 3 + (PLAIN,),
+                "cross_attention_dim": 32,
+                "attention_head_dim": (2, 3, 4, 4),
+                "use_linear_projection": True,
+            },
+            "vae": {**TINY_VAE, "scaling_factor": 0.18215},
+            "texts": [{**TINY_TEXT, "hidden_act": "gelu"}],
+        },
+    },
+}
+"""As published, and small ones of the same architecture."""

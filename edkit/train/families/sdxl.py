@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 
 from edkit.train.families.base import Family, Text
-from edkit.train.families.unet import (
-    UNetModel,
-    clip_states,
-    clip_tokens,
-    joined,
-    load_text,
-    load_tokenizer,
-    load_unet_parts,
-    read_json,
+from edkit.train.families.fresh import (
+    ATTENDING,
+    CLIP_G,
+    CLIP_L,
+    PLAIN,
+    TINY_TEXT,
+    TINY_UNET,
+    TINY_VAE,
+    VAE,
+    parts_of,
+    random_parts,
 )
+from edkit.train.families.parts import load_text, load_tokenizer, read_json
+from edkit.train.families.unet import UNetModel, clip_states, clip_tokens, joined, load_unet_parts
 
 PIPELINES = ("StableDiffusionXLPipeline",)
 
@@ -34,6 +38,7 @@ class SDXL(UNetModel):
 
     name = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
+    published_as = ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
 
     def __init__(self, *, zeros_for_empty: bool, **parts: Any) -> None:
         super().__init__(**parts)
@@ -88,3 +93,52 @@ def load(folder: Path) -> Family:
         tokenizers={name: load_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")},
         zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def build(name: str, size: str, *, prediction: str | None, folder: Path) -> Family:
+    """A model of this family with random weights; `prediction` None: as the family was published."""
+    parts = random_parts(SIZES[size], prediction=prediction or "epsilon", folder=folder)
+    return SDXL(zeros_for_empty=True, **parts)
+
+
+def of_configs(configs: Mapping[str, Any], *, folder: Path) -> SDXL:
+    """A model from the configs that `UNetModel.configs` gave."""
+    zeros = bool(configs.get("index", {}).get("force_zeros_for_empty_prompt", True))
+    return SDXL(zeros_for_empty=zeros, **parts_of(configs, folder=folder))
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "real": {
+        "unet": {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": (PLAIN, ATTENDING, ATTENDING),
+            "transformer_layers_per_block": (1, 2, 10),
+            "cross_attention_dim": 2048,
+            "attention_head_dim": (5, 10, 20),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 6 * 256 + 1280,
+        },
+        "vae": {**VAE, "sample_size": 1024, "scaling_factor": 0.13025},
+        "texts": [CLIP_L, {**CLIP_G, "hidden_act": "gelu"}],
+    },
+    "tiny": {
+        "unet": {
+            **TINY_UNET,
+            "block_out_channels": (32, 48, 64),
+            "down_block_types": (PLAIN, ATTENDING, ATTENDING),
+            "transformer_layers_per_block": (1, 1, 2),
+            "cross_attention_dim": 32 + 48,
+            "attention_head_dim": (2, 3, 4),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 48,
+        },
+        "vae": {**TINY_VAE, "scaling_factor": 0.13025},
+        "texts": [TINY_TEXT, {**TINY_TEXT, "hidden_size": 48, "intermediate_size": 96, "hidden_act": "gelu"}],
+    },
+}
+"""As published, and a small one of the same architecture."""

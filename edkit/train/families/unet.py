@@ -6,29 +6,43 @@ Noise is added by the scheduler's alphas; the U-Net says the noise, or the veloc
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from edkit.data import atomic
 from edkit.data.errors import BadInput
 from edkit.train.families.base import (
     DTYPES,
+    LoraKey,
     Text,
-    own_memory,
     unwrapped_state,
+    whole_timesteps,
     write_json,
     write_safetensors,
 )
+from edkit.train.families.original import How, unet_place
+from edkit.train.families.parts import (
+    config_of,
+    copy_missing,
+    from_folder,
+    hash_of,
+    quiet,
+    read_json,
+    ready,
+    write_clip_files,
+)
+from edkit.train.losses import Prediction
 from edkit.train.noise import Name, perturbed
 
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".onnx_data")
+_UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_UNET_MORE = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+_UNET_CONVS = ("conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj")
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_NOISE_AT_THE_END = "this model predicts the noise, and at zero terminal SNR its input is nothing else"
 _ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -37,6 +51,7 @@ class UNetModel:
 
     name: str
     pipeline: str  # diffusers' class
+    published_as: tuple[str, str]  # what kohya's trainers and the modelspec standard call its base model
 
     def __init__(
         self,
@@ -66,12 +81,17 @@ class UNetModel:
                 f"predicts {prediction!r}; edkit trains epsilon and v_prediction",
                 where=str(folder / "scheduler"),
             )
-        self.prediction_type: Literal["epsilon", "v_prediction"] = prediction
+        self.prediction_type: Prediction = prediction
+        self.refusals: Mapping[str, str] = {"zero_terminal_snr": _NOISE_AT_THE_END} if prediction == "epsilon" else {}
         self._schedule_noise()
 
     @cached_property
     def vae_hash(self) -> str:
         return hash_of(self.vae)
+
+    @cached_property
+    def _original_name(self) -> Callable[[str], tuple[str, How]]:
+        return unet_place(self.unet)
 
     @property
     def max_tokens(self) -> int:
@@ -95,11 +115,7 @@ class UNetModel:
 
     def end_at_pure_noise(self) -> None:
         if self.prediction_type == "epsilon":
-            raise BadInput(
-                "predicts the noise, and at zero terminal SNR the picture is nothing else",
-                where=str(self.folder),
-                mend="zero_terminal_snr wants a v-prediction model",
-            )
+            raise BadInput(self.refusals["zero_terminal_snr"], where=str(self.folder))
         # a sampler that never starts from the last timestep would not use what was learned there
         self._scheduler_config |= _ZERO_SNR
         self._schedule_noise()
@@ -129,7 +145,7 @@ class UNetModel:
         return cast(Tensor, self.vae.decode(latents / self.vae.config.scaling_factor + self._shift()).sample)
 
     def timesteps(self, draws: Tensor, start: int, end: int) -> Tensor:
-        return (start + draws.double() * (end - start)).long().clamp_(start, end - 1)
+        return whole_timesteps(draws, start, end)
 
     def noise_and_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self._at(self._root_alpha, timesteps, latents)  # (N, 1, 1, 1)
@@ -174,6 +190,33 @@ class UNetModel:
             latents = ddim.step(said, timestep, latents, return_dict=False)[0]
         return latents
 
+    def lora_targets(self, part: str, choice: str) -> tuple[str, ...]:
+        if part == "unet":
+            more = {"attention": (), "transformer": _UNET_MORE, "all": (*_UNET_MORE, *_UNET_CONVS)}
+            return (*_UNET_ATTENTION, *more[choice])
+        return _TEXT_ATTENTION if choice == "attention" else (*_TEXT_ATTENTION, "fc1", "fc2")
+
+    def lora_keys(self, part: str, layer: str) -> Sequence[LoraKey]:
+        if part == "unet":
+            original = self._original_name(f"{layer}.weight")[0].removesuffix(".weight")
+            joined = [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original)]
+            return [LoraKey(name) for name in (joined[0], f"unet.{layer}", joined[1], f"diffusion_model.{original}")]
+        # transformers 5 drops the `text_model.` that every other tool has before CLIP's layers
+        short = layer.removeprefix("text_model.")
+        full = short if short.startswith("text_projection") else f"text_model.{short}"
+        number = part.removeprefix("text_encoder").lstrip("_") or ("1" if len(self.text_encoders) > 1 else "")
+        joined = [f"lora_te{number}_{name.replace('.', '_')}" for name in (full, short)]
+        return [LoraKey(name) for name in (joined[0], f"{part}.{full}", joined[1], f"{part}.{short}")]
+
+    def lora_metadata(self) -> dict[str, str]:
+        base, architecture = self.published_as
+        return {
+            "ss_base_model_version": base,
+            "ss_v2": str(self.name == "sd2"),
+            "modelspec.architecture": f"{architecture}/lora",
+            "modelspec.prediction_type": "v" if self.prediction_type == "v_prediction" else "epsilon",
+        }
+
     def save(self, folder: Path, *, precision: str, metadata: Mapping[str, str]) -> None:
         dtype = DTYPES[precision]
         for name, module in {"unet": self.unet, "vae": self.vae, **self.text_encoders}.items():
@@ -184,12 +227,12 @@ class UNetModel:
                 write_safetensors(part / "model.safetensors", with_text_model(state), metadata)
             else:
                 write_safetensors(part / "diffusion_pytorch_model.safetensors", state, metadata)
-            write_json(part / "config.json", _config_of(module, precision))
+            write_json(part / "config.json", config_of(module, precision))
         for name, tokenizer in self.tokenizers.items():
             tokenizer.save_pretrained(folder / name)
-            _write_clip_files(tokenizer, folder / name)
+            write_clip_files(tokenizer, folder / name)
             if (self.folder / name).is_dir():
-                _copy_missing(self.folder / name, folder / name)
+                copy_missing(self.folder / name, folder / name)
         (folder / "scheduler").mkdir()
         source = self.folder / "scheduler" / "scheduler_config.json"
         scheduler = (
@@ -203,9 +246,9 @@ class UNetModel:
     def configs(self) -> dict[str, Any]:
         """What `initial.unfilled` needs to make an equal model without weights."""
         return {
-            "unet": _config_of(self.unet, "fp32"),
-            "vae": _config_of(self.vae, "fp32"),
-            "text_encoders": {name: _config_of(encoder, "fp32") for name, encoder in self.text_encoders.items()},
+            "unet": config_of(self.unet, "fp32"),
+            "vae": config_of(self.vae, "fp32"),
+            "text_encoders": {name: config_of(encoder, "fp32") for name, encoder in self.text_encoders.items()},
             "pad_tokens": {name: tokenizer.pad_token for name, tokenizer in self.tokenizers.items()},
             "scheduler": dict(self._scheduler_config),
             "index": self.index(),
@@ -299,63 +342,6 @@ def load_unet_parts(folder: Path) -> dict[str, Any]:
     }
 
 
-def load_text(cls: Any, folder: Path) -> Any:
-    """A transformers text encoder in fp32."""
-    return ready(from_folder(cls, folder, torch_dtype=torch.float32))
-
-
-def ready(module: Any) -> Any:
-    """Frozen, in evaluation mode, in memory of its own."""
-    own_memory(module.requires_grad_(False).eval())
-    return module
-
-
-def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
-    """One part of a pipeline, from safetensors alone. BadInput where it is missing, pickled or does not load."""
-    if not (folder / "config.json").is_file():
-        raise BadInput("has no config.json", where=str(folder), mend="the model folder is not whole")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(p.suffix in _PICKLES for p in folder.iterdir())
-        what = "has only pickled weights, which can run code" if pickled else "has no weights"
-        raise BadInput(what, where=str(folder), mend="save the model as .safetensors")
-    try:
-        return cls.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"does not load: {first}", where=str(folder)) from error
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder."""
-    from transformers import AutoTokenizer, CLIPTokenizer
-
-    if not folder.is_dir():
-        raise BadInput("the model folder has no tokenizer", where=str(folder))
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    named = str(config.get("tokenizer_class", "CLIPTokenizer")).removesuffix("Fast")
-    cls = CLIPTokenizer if named == "CLIPTokenizer" else AutoTokenizer
-    try:
-        return cls.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"does not load: {str(error).splitlines()[0]}", where=str(folder)) from error
-
-
-def _write_clip_files(tokenizer: Any, folder: Path) -> None:
-    """vocab.json and merges.txt beside tokenizer.json: transformers 4 and other tools read only those."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if backend.get("type") != "BPE":
-        return
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["merges"]]
-    atomic.write_text(folder / "vocab.json", json.dumps(backend["vocab"], ensure_ascii=False))
-    atomic.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *pairs]) + "\n")
-
-
-def _copy_missing(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        if path.is_file() and path.suffix not in _PICKLES and not (target / path.name).exists():
-            shutil.copyfile(path, target / path.name)
-
-
 def _scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of any scheduler's config, what defines the noise; latents are never clipped."""
     kept = (
@@ -368,44 +354,3 @@ def _scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     more = ("steps_offset", "prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
     return {key: config[key] for key in (*kept, *more) if config.get(key) is not None} | {"clip_sample": False}
-
-
-def _config_of(module: Any, precision: str) -> dict[str, Any]:
-    if hasattr(module.config, "to_diff_dict"):
-        config = dict(module.config.to_dict())
-        config["architectures"] = [type(module).__name__]
-        config["torch_dtype"] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[precision]
-        return {key: value for key, value in config.items() if key not in ("dtype", "_name_or_path")}
-    config = json.loads(module.to_json_string())
-    config.pop("_name_or_path", None)
-    return cast(dict[str, Any], config)
-
-
-def hash_of(module: nn.Module) -> str:
-    """SHA-256 over a module's weights by name, as they stand in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
-    scaling = getattr(cast(Any, module).config, "scaling_factor", None)
-    digest.update(f"scaling {scaling} shift {getattr(cast(Any, module).config, 'shift_factor', None)}".encode())
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; BadInput for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"can't be read: {error}", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise BadInput("is no JSON object", where=str(path))
-    return value
-
-
-def quiet() -> None:
-    """No progress bars and load reports of the libraries between ours."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
