@@ -49,7 +49,7 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Prediction) -> T
     min(snr, gamma) / (snr + 1) on the error in v, and min(snr, gamma) / (sqrt(snr) + 1)^2 on the error in a flow's
     velocity, whose noise level s is 1 / (sqrt(snr) + 1) and whose x0 is x - s * velocity.
     """
-    return torch.clamp(snr, max=gamma) * _x0_share(snr, prediction_type)
+    return torch.clamp(snr, max=gamma) / _per_x0(snr, prediction_type)
 
 
 def debiased_weights(snr: Tensor, prediction_type: Prediction) -> Tensor:
@@ -61,14 +61,14 @@ def debiased_weights(snr: Tensor, prediction_type: Prediction) -> Tensor:
     """
     if prediction_type == "epsilon":
         return 1 / snr.sqrt()
-    return snr.sqrt() * _x0_share(snr, prediction_type)
+    return snr.sqrt() / _per_x0(snr, prediction_type)
 
 
-def _x0_share(snr: Tensor, prediction_type: Prediction) -> Tensor:
-    """(T,) the squared error in x0 for one of 1 in what the denoiser says."""
+def _per_x0(snr: Tensor, prediction_type: Prediction) -> Tensor:
+    """(T,) the squared error in what the denoiser says, for one of 1 in x0."""
     if prediction_type == "epsilon":
-        return 1 / snr
-    return 1 / (snr + 1) if prediction_type == "v_prediction" else 1 / (snr.sqrt() + 1) ** 2
+        return snr
+    return snr + 1 if prediction_type == "v_prediction" else (snr.sqrt() + 1) ** 2
 
 
 def timestep_weights(

@@ -33,6 +33,12 @@ def test_min_snr_weighs_every_target_as_the_same_loss_on_x0() -> None:
         x0_error = (alpha * noisy - sigma * said - x0).square().mean()
         weight = min_snr_weights(snr[None], GAMMA, "v_prediction")[0]
         assert_close(weight * (said - v).square().mean(), wanted * x0_error, rtol=1e-9, atol=0)
+        # a flow of this snr: x0 = noisy - level * velocity
+        level = 1 / (1 + snr.sqrt())
+        velocity, said = noise - x0, noise - x0 + slip
+        x0_error = ((1 - level) * x0 + level * noise - level * said - x0).square().mean()
+        weight = min_snr_weights(snr[None], GAMMA, "flow")[0]
+        assert_close(weight * (said - velocity).square().mean(), wanted * x0_error, rtol=1e-9, atol=0)
 
 
 def test_min_snr_never_weighs_noise_prediction_above_one() -> None:
@@ -61,6 +67,12 @@ def test_debiased_weighs_every_target_as_the_same_loss_on_the_noise() -> None:
         weight = debiased_weights(snr[None], "v_prediction")[0]
         assert_close(weight * (said - v).square().mean(), noise_error / snr.sqrt(), rtol=1e-9, atol=0)
         assert_close(debiased_weights(snr[None], "epsilon")[0], 1 / snr.sqrt())
+        # a flow of this snr: eps = noisy + (1 - level) * velocity
+        level = 1 / (1 + snr.sqrt())
+        velocity, said = noise - x0, noise - x0 + slip
+        noise_error = ((1 - level) * x0 + level * noise + (1 - level) * said - noise).square().mean()
+        weight = debiased_weights(snr[None], "flow")[0]
+        assert_close(weight * (said - velocity).square().mean(), noise_error / snr.sqrt(), rtol=1e-9, atol=0)
 
 
 def test_no_weighting_is_none_and_each_weighting_is_chosen_by_name() -> None:
