@@ -20,8 +20,9 @@ def export_model(
     precision: str = "fp32",
     metadata: Mapping[str, str] | None = None,
     single_file: bool = False,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one.
+    """Write `family` as the diffusers folder `out`, whole or not at all, in place of an older one, and `files` into it.
 
     With `single_file` the folder holds `model.safetensors` besides: the same model in the original layout.
     """
@@ -32,11 +33,14 @@ def export_model(
         if single_file:
             save_single_file(family, part / "model.safetensors", precision=precision, metadata=metadata or {})
 
-    return export_folder(out, write, num_bytes=(1 + single_file) * weights * DTYPES[precision].itemsize)
+    num_bytes = (1 + single_file) * weights * DTYPES[precision].itemsize
+    return export_folder(out, write, num_bytes=num_bytes, files=files)
 
 
-def export_folder(out: Path, write: Callable[[Path], None], *, num_bytes: int) -> Path:
-    """Let `write` fill a new folder beside `out`, and put it in `out`'s place when it is whole.
+def export_folder(
+    out: Path, write: Callable[[Path], None], *, num_bytes: int, files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Let `write` fill a new folder beside `out`, with `files`, and put it in `out`'s place when it is whole.
 
     Raises NoSpace before anything is written where the disk can't hold `num_bytes`.
     """
@@ -46,6 +50,8 @@ def export_folder(out: Path, write: Callable[[Path], None], *, num_bytes: int) -
     part.mkdir()
     try:
         write(part)
+        for name, data in (files or {}).items():
+            atomic.write_bytes(part / name, data)
         atomic.replace_folder(part, out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

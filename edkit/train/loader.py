@@ -30,6 +30,7 @@ class Micro:
     names: tuple[Name, ...]  # (sample, epoch, occurrence): what an image's random numbers are drawn for
     samples: tuple[Sample, ...]
     captions: tuple[str, ...]  # as the model sees them, dropped ones empty
+    views: tuple[View, ...]  # the files and their crops
     noisy: Tensor  # (n, C, h, w)
     target: Tensor  # (n, C, h, w)
     timesteps: Tensor  # (n,) int64
@@ -147,6 +148,7 @@ class Loader:
             names=tuple(names),
             samples=samples,
             captions=captions,
+            views=tuple(views),
             noisy=noisy,
             target=target,
             timesteps=timesteps,

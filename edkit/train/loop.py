@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from edkit.data.errors import EdkitError, NoSpace, StateError, UsageError
 from edkit.data.lock import Lock
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
+from edkit.train.boards import Board, TensorBoard, Wandb
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
 from edkit.train.families.base import DTYPES, Family
@@ -31,9 +33,11 @@ from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
+from edkit.train.record import DATASET_FILE, read_record
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
 from edkit.train.stop import Stopped, listening
 from edkit.train.trainer import Losses, Trainer
+from edkit.train.validate import numbers, stable_losses
 from edkit.train.watch import Watch, read_metrics
 
 # what may differ between a run and its resumption without a word: nothing of it changes what is learned
@@ -55,6 +59,7 @@ _HARMLESS |= {
     "sample_negative",
     "sample_seed",
 }
+_HARMLESS |= {"validate_every_steps", "validate_every_epochs", "wandb", "step_ledger"}
 _HARMLESS |= {"cache_latents", "leave_out_broken"}
 
 
@@ -130,7 +135,12 @@ def train(
     device = pick_device(settings.device)
     family.place(device)
     with contextlib.ExitStack() as stack:
-        data = stack.enter_context(prepare(settings, family, device, dry_run=dry_run, progress=progress))
+        data = stack.enter_context(
+            prepare(
+                settings, family, device, dry_run=dry_run, progress=progress,
+                held_before=_held_before(run_dir) if resume is not None else None,
+            )
+        )  # fmt: skip
         total = data.total_steps
         if dry_run:
             return _run(settings, data.summary, run_dir, total=total, dry_run=True)
@@ -142,6 +152,7 @@ def train(
         stack.callback(lock.release)
         ck.clear_unfinished(run_dir)
         atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
+        atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
         _write_about(run_dir, family, data)
         loop = _Loop(settings, family, data, run_dir, device, progress)
         if folder is not None and state is not None:
@@ -229,7 +240,15 @@ class _Loop:
 
     def run(self, stack: contextlib.ExitStack) -> None:
         s, total = self.s, self.data.total_steps
-        self.watch = Watch(self.run_dir, step=self.step, tensorboard=s.tensorboard, every=s.log_every_steps)
+        self.watch = Watch(
+            self.run_dir,
+            step=self.step,
+            every=s.log_every_steps,
+            boards=self._boards(),
+            keys=(entry.key for entry in self.data.record.entries),
+            num_timesteps=self.family.num_timesteps,
+            ledger=s.step_ledger,
+        )
         stack.callback(self.watch.close)
         self.stop = stack.enter_context(listening())
         if s.export_on_save and s.keep_exports and (s.save_every_steps or s.save_every_epochs or s.save_every_minutes):
@@ -272,6 +291,7 @@ class _Loop:
         s = self.s
         if self._owes_export and s.export_on_save and not self._step_export().exists():
             self.export_step()
+        self.validate_if_due()
         self.samples_if_due()
         last_save = time.monotonic()
         meter = _Meter()
@@ -283,12 +303,14 @@ class _Loop:
                     self.stop.look()
                     clock = time.perf_counter()
                     batch, losses = self._gradients()
-                    values = self.trainer.move(batch, losses).values
+                    done = self.trainer.move(batch, losses)
                     self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
                     self.num_images += batch.num_images
                     meter.add(batch.num_images, time.perf_counter() - clock)
-                    self.watch.step(self.step, {**values, "epoch": float(batch.epoch), "images_per_s": meter.rate})
-                    meter.show(advance, values["loss"])
+                    told = {**done.values, "epoch": float(batch.epoch), "images_per_s": meter.rate}
+                    self.watch.step(self.step, told, batch=batch, losses=done.losses)
+                    meter.show(advance, done.values["loss"])
+                    self.validate_if_due()
                     if self.step >= total:
                         break
                     if self._due(batch, time.monotonic() - last_save):
@@ -367,6 +389,39 @@ class _Loop:
             or (s.save_every_minutes and seconds >= 60 * s.save_every_minutes)
         )
 
+    def validate_if_due(self) -> None:
+        """Measure the validation sets with the model (its average, where there is one) as it stands, where it is time
+        and a run that was killed has not done so.
+        """
+        s, family = self.s, self.family
+        unsaid = s.validate_every_steps is None and s.validate_every_epochs is None
+        epochs, ends = 1 if unsaid else s.validate_every_epochs, self.step_in_epoch == len(self.data.steps(self.epoch))
+        due = (
+            self.step in (0, self.data.total_steps)
+            or (s.validate_every_steps and self.step % s.validate_every_steps == 0)
+            or (epochs and ends and (self.epoch + 1) % epochs == 0)
+        )
+        if not (due and self.data.validation) or self.watch.measured_step == self.step:
+            return
+        values: dict[str, float] = {}
+        with self.trainer.averaged(), self.stop.at_once():
+            for one in self.data.validation:
+                found = stable_losses(
+                    family, one.samples, self.data.latents, device=self.device, seed=s.validate_seed,
+                    timesteps=(s.timestep_start, s.timestep_end or family.num_timesteps), precision=s.precision,
+                    rows=s.micro_batch_size, progress=self.progress,
+                )  # fmt: skip
+                values |= numbers(one, found, family.num_timesteps)
+        self.watch.measured(self.step, values)
+
+    def _boards(self) -> list[Board]:
+        boards: list[Board] = []
+        if self.s.tensorboard:
+            boards.append(TensorBoard(self.run_dir / "tensorboard", step=self.step))
+        if self.s.wandb:
+            boards.append(Wandb(self.run_dir, config=tomllib.loads(to_toml(self.s))))
+        return boards
+
     # ---- what is kept
 
     def save(self, *, exports: bool = False) -> None:
@@ -407,21 +462,23 @@ class _Loop:
         metadata = {
             "edkit_version": __version__,
             "edkit_step": str(self.step),
-            "edkit_settings": _hash(to_toml(self.s)),
-            "edkit_data": self.data.fingerprint,
+            "edkit_settings": to_toml(self.s),
+            "edkit_dataset": self.data.fingerprint,
             "edkit_base_model": self.data.model_hash,
         }
+        files = {DATASET_FILE: self.data.record.file()}
         with self.trainer.averaged(), self.stop.at_once():
             if self.s.method == "lora":
                 self.exported = export_folder(
                     out,
                     partial(self._write_lora, metadata=metadata),
                     num_bytes=self._export_bytes(),
+                    files=files,
                 )
             else:
                 self.exported = export_model(
                     self.family, out, precision=self.s.export_precision, metadata=metadata,
-                    single_file=self.s.export_single_file,
+                    single_file=self.s.export_single_file, files=files,
                 )  # fmt: skip
 
     def export_step(self) -> None:
@@ -525,6 +582,12 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
     )
+
+
+def _held_before(run_dir: Path) -> set[str] | None:
+    """The contents that the run holds out; None where it has no record yet."""
+    path = run_dir / DATASET_FILE
+    return set(read_record(path).held_out()) if path.exists() else None
 
 
 def _settings_of(run_dir: Path) -> TrainSettings:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,10 @@ from edkit.data.progress import Progress
 from edkit.data.sample import Options, Sample
 from edkit.train.cache import LatentCache, View
 from edkit.train.families.base import Family
+from edkit.train.record import Entry, Record, entries_of
 from edkit.train.settings import SettingError, TrainSettings, is_below
+from edkit.train.split import fixed_part, hold_out
+from edkit.train.validate import ValidationSet, fixed_samples
 
 _MEMORY = 1 << 32  # bytes of latents held in memory at most; the rest is read from the cache as it is needed
 _TOLD = 20  # problems told one by one
@@ -41,7 +43,8 @@ class FolderShare:
 class Summary:
     """What a run will train on."""
 
-    num_images: int
+    num_images: int  # that train
+    num_held_out: int
     folders: tuple[FolderShare, ...]
     buckets: dict[str, int]  # "512x512" -> images
     picks_per_epoch: int  # the first epoch's
@@ -62,7 +65,9 @@ class Prepared:
     plan: Plan
     summary: Summary
     total_steps: int
-    fingerprint: str  # SHA-256 of what is trained: keys, contents, captions, options
+    record: Record  # every image of the data root, and what became of it
+    fingerprint: str  # the record's hash: keys, contents, captions, options
+    validation: tuple[ValidationSet, ...]
     model_hash: str
     sample: Callable[[int], Sample]
     view: Callable[[Pick], View]
@@ -72,35 +77,42 @@ class Prepared:
 
 @contextmanager
 def prepare(
-    s: TrainSettings, family: Family, device: torch.device, *, dry_run: bool, progress: Progress
+    s: TrainSettings,
+    family: Family,
+    device: torch.device,
+    *,
+    dry_run: bool,
+    progress: Progress,
+    held_before: Collection[str] | None = None,
 ) -> Iterator[Prepared]:
     """Read the data root, refuse or leave out what is wrong, plan, and make every latent that the plan needs.
 
-    With `dry_run` no image is decoded and nothing is written. Raises BadInput where an error stands against
-    an image and `leave_out_broken` was not said.
+    `held_before`: the contents that a run to be resumed holds out. With `dry_run` no image is decoded and nothing is
+    written; what would be held out still counts as trained. Raises BadInput where an error stands against an image
+    and `leave_out_broken` was not said.
     """
     root = _first_root(s)
     state_dir = state_dir_for(root, s.state_dir)
     with _catalog(root, s.state_dir, write=not dry_run, progress=progress) as catalog:
-        dataset = read(
-            s.data_root,
-            defaults=Options(
-                cond_dropout=s.cond_dropout,
-                flip_p=s.flip_p,
-                shuffle_tags=s.shuffle_tags,
-                keep_tags=s.keep_tags,
-                max_caption_length=s.max_caption_length,
-            ),
-            caption_fallback=s.caption_fallback,
-            catalog=catalog,
-            progress=progress,
-        )
-        dataset, left_out = _without_errors(dataset, s, progress)
+        dataset, left_out = _read(s.data_root, s, catalog, progress)
         for folder in s.prior_preservation:
             if not any(is_below(dataset.key(i), [folder]) for i in range(len(dataset))):
                 raise SettingError("prior_preservation", f"no image lies in {folder!r}", mend="name it from the root")
-        ids = {} if dry_run else catalog.content_ids(dataset.paths, progress=progress)
-    plan = _plan(dataset, s)
+        sets: dict[str, Dataset] = {}
+        for name, other in _other_roots(s).items():
+            sets[name], lines = _read(other, s, catalog, progress)
+            left_out += lines
+        ids: dict[Path, str] = {}
+        held: list[int] = []
+        if not dry_run:
+            ids = catalog.content_ids([p for one in (dataset, *sets.values()) for p in one.paths], progress=progress)
+            held = hold_out(
+                dataset, ids, catalog, share=s.validate_share, seed=s.validate_seed, recorded=held_before,
+                progress=progress,
+            )  # fmt: skip
+            if "val" in sets:
+                held = _and_by_hand(dataset, held, {ids[path] for path in sets["val"].paths}, ids, progress)
+    data = _Data(whole=dataset, held=held, sets=sets, ids=ids)
     path = None if dry_run or not s.cache_latents else state_dir / "cache" / "latents.db"
     cache = LatentCache(
         path,
@@ -113,25 +125,117 @@ def prepare(
     )
     try:
         if s.cache_latents and not dry_run:
-            broken = cache.warm(_views(plan, s, ids), progress=progress)
+            views = [*_views(_plan(data.trained, s), s, ids)]
+            views += [sample.view for one in data.validation(s) for sample in one.samples]
+            broken = cache.warm(views, progress=progress)
             if broken:
-                dataset, more = _without_broken(dataset, broken, s, progress)
-                left_out += more
-                plan = _plan(dataset, s)
-        yield _prepared(s, family, dataset, plan, cache, ids, left_out)
+                left_out += _told_broken(dataset, broken, s, progress)
+                data = data.without(broken)
+        yield _prepared(s, family, data, cache, left_out)
     finally:
         cache.close()
 
 
-def _prepared(
-    s: TrainSettings,
-    family: Family,
-    dataset: Dataset,
-    plan: Plan,
-    cache: LatentCache,
-    ids: dict[Path, str],
-    left_out: list[str],
-) -> Prepared:
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The images of a run, and which of them train."""
+
+    whole: Dataset  # the data root
+    held: Sequence[int]  # of it, in order, what is held out
+    sets: Mapping[str, Dataset]  # of other roots, to be measured: "val" is held out by hand
+    ids: Mapping[Path, str]
+    broken: tuple[Entry, ...] = ()
+
+    @property
+    def trained(self) -> Dataset:
+        return self.whole.drop(self.held)
+
+    @property
+    def held_out(self) -> Dataset:
+        return _only(self.whole, self.held)
+
+    def without(self, broken: Collection[Path]) -> _Data:
+        """The same less images that can't be decoded."""
+
+        def bad(dataset: Dataset) -> list[int]:
+            return [i for i, path in enumerate(dataset.paths) if path in broken]
+
+        held = {self.whole.path(i) for i in self.held}
+        whole = self.whole.drop(bad(self.whole))
+        return replace(
+            self,
+            whole=whole,
+            held=[i for i, path in enumerate(whole.paths) if path in held],
+            sets={name: one.drop(bad(one)) for name, one in self.sets.items()},
+            broken=tuple(entries_of(_only(self.whole, bad(self.whole)), self.ids, "left_out")),
+        )
+
+    def record(self, s: TrainSettings) -> Record:
+        entries = [*entries_of(self.trained, self.ids, "train"), *entries_of(self.held_out, self.ids, "held_out")]
+        return Record(
+            entries=tuple(sorted([*entries, *self.broken], key=lambda e: e.key)),
+            reading={"caption_fallback": s.caption_fallback, **_reading(s)},
+        )
+
+    def validation(self, s: TrainSettings) -> tuple[ValidationSet, ...]:
+        """The sets to measure; empty ones are left out."""
+        fixed = {name: fixed_samples(_plan(one, s), self.ids) for name, one in self.sets.items() if len(one)}
+        if self.held:
+            fixed["val"] = (*fixed_samples(_plan(self.held_out, s), self.ids), *fixed.get("val", ()))
+        if s.validate_train_share:
+            every = fixed_samples(_plan(self.trained, s), self.ids)
+            names = [sample.view.content_id for sample in every]
+            part = fixed_part(names, share=s.validate_train_share, seed=s.validate_seed)
+            fixed["stable"] = tuple(every[i] for i in part)
+        return tuple(ValidationSet(name=name, samples=fixed[name]) for name in sorted(fixed) if fixed[name])
+
+
+def _only(dataset: Dataset, rows: Collection[int]) -> Dataset:
+    return dataset.drop(set(range(len(dataset))) - set(rows))
+
+
+def _reading(s: TrainSettings) -> dict[str, Any]:
+    """What the settings say where a folder is silent, by the names of options."""
+    return {
+        "cond_dropout": s.cond_dropout,
+        "flip_p": s.flip_p,
+        "shuffle_tags": s.shuffle_tags,
+        "keep_tags": s.keep_tags,
+        "max_caption_length": s.max_caption_length,
+    }
+
+
+def _read(root: Any, s: TrainSettings, catalog: Catalog, progress: Progress) -> tuple[Dataset, list[str]]:
+    """A data root without what is wrong in it, and what that left out."""
+    dataset = read(
+        root,
+        defaults=Options(**_reading(s)),
+        caption_fallback=s.caption_fallback,
+        catalog=catalog,
+        progress=progress,
+    )
+    return _without_errors(dataset, s, progress)
+
+
+def _other_roots(s: TrainSettings) -> dict[str, Any]:
+    """The roots that are only measured, by the names of their sets."""
+    by_hand = {} if s.validate_root is None else {"val": s.validate_root}
+    return {**by_hand, **{f"val-{name}": root for name, root in (s.validate_sets or {}).items()}}
+
+
+def _and_by_hand(
+    dataset: Dataset, held: Sequence[int], contents: Collection[str], ids: Mapping[Path, str], progress: Progress
+) -> list[int]:
+    """What is held out, and what of the data root stands in validate_root as well."""
+    same = [i for i, path in enumerate(dataset.paths) if ids[path] in contents]
+    if same:
+        progress.say(f"{len(same):,} images of the data root are in validate_root, too: they do not train")
+    return sorted({*held, *same})
+
+
+def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache, left_out: list[str]) -> Prepared:
+    dataset, ids = data.trained, data.ids
+    plan = _plan(dataset, s)
     epochs = s.max_epochs
     total = plan.total_steps(epochs) if epochs else _at_least(plan, s.max_steps or 1)
     total = min(total, s.max_steps) if s.max_steps else total
@@ -156,6 +260,7 @@ def _prepared(
     picks = plan.picks_by_folder(0)
     summary = Summary(
         num_images=len(dataset),
+        num_held_out=len(data.held) + len(data.sets.get("val", ())),
         folders=tuple(FolderShare(path=f.path, num_images=f.count, picks=picks[f.path]) for f in dataset.folders),
         buckets={f"{w}x{h}": n for (w, h), n in plan.bucket_counts.items()},
         picks_per_epoch=plan.num_picks(0),
@@ -168,11 +273,14 @@ def _prepared(
         latent_bytes=pixels * views * family.latent_channels * width // family.vae_factor**2,
         left_out=tuple(left_out) + tuple(f"{dataset.path(i)}: {why}" for i, why in plan.left_out),
     )
+    record = data.record(s) if ids else Record(entries=(), reading={})
     return Prepared(
         plan=plan,
         summary=summary,
         total_steps=total,
-        fingerprint=_fingerprint(dataset, ids) if ids else "",
+        record=record,
+        fingerprint=record.root_hash if ids else "",
+        validation=data.validation(s) if ids else (),
         model_hash=family.model_hash(),
         sample=dataset.sample,
         view=view,
@@ -216,10 +324,8 @@ def _without_errors(dataset: Dataset, s: TrainSettings, progress: Progress) -> t
     return dataset, lines
 
 
-def _without_broken(
-    dataset: Dataset, broken: dict[Path, BadInput], s: TrainSettings, progress: Progress
-) -> tuple[Dataset, list[str]]:
-    """Leave out what only decoding found out, or refuse to train."""
+def _told_broken(dataset: Dataset, broken: dict[Path, BadInput], s: TrainSettings, progress: Progress) -> list[str]:
+    """Tell what only decoding found out and that it is left out, or refuse to train."""
     lines = [
         str(Problem(level="error", code="unreadable-image", where=str(p), what=e.what, mend=e.mend or ""))
         for p, e in sorted(broken.items())
@@ -227,7 +333,7 @@ def _without_broken(
     if not s.leave_out_broken:
         _refuse(lines, dataset, progress)
     _tell([f"left out: {line}" for line in lines], progress)
-    return dataset.drop([i for i in range(len(dataset)) if dataset.path(i) in broken]), lines
+    return lines
 
 
 def _refuse(lines: list[str], dataset: Dataset, progress: Progress) -> None:
@@ -301,13 +407,3 @@ def _num_cut(dataset: Dataset, family: Family) -> int:
     around = family.count_tokens([""])[0]  # markers; a byte is a token at most
     long = [caption for caption in captions if len(caption.encode("utf-8", "replace")) + around > family.max_tokens]
     return sum(n > family.max_tokens for n in family.count_tokens(long))
-
-
-def _fingerprint(dataset: Dataset, ids: dict[Path, str]) -> str:
-    digest = hashlib.sha256()
-    for i in range(len(dataset)):
-        caption, options = dataset.caption(i), dataset.options(i)
-        tags = [(t.text, t.weight) for t in caption.tags]
-        row = (dataset.key(i), ids[dataset.path(i)], caption.text, tags, caption.verbatim, repr(options))
-        digest.update(repr(row).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()

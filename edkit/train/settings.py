@@ -113,6 +113,15 @@ class TrainSettings:
     latent_precision: Literal["fp16", "fp32"] = "fp16"
     seed: int = 555  # -1 draws one and records it
 
+    # what is held out, and what is measured always in the same way
+    validate_share: float = 0.0  # so much of the training images is held out, near-duplicates on one side
+    validate_root: DataRoot | None = None  # held out by hand: a folder or manifest of its own
+    validate_sets: Mapping[str, DataRoot] | None = None  # further sets, by name
+    validate_train_share: float = 0.0  # so much of the images that train is measured, too
+    validate_every_steps: int | None = None
+    validate_every_epochs: int | None = None  # both None: after every epoch; at step 0 and at the end in any case
+    validate_seed: int = 555  # of the split and of the noise
+
     # what is kept
     save_every_steps: int | None = None
     save_every_epochs: int | None = None
@@ -129,7 +138,9 @@ class TrainSettings:
     sample_negative: str = ""
     sample_seed: int = 555
     tensorboard: bool = True
+    wandb: bool = False  # bring the package
     log_every_steps: int = 10
+    step_ledger: bool = False  # steps.jsonl: every image of every step, its caption as seen, crop, timestep and loss
 
     # where it runs
     device: str = "auto"
@@ -221,6 +232,8 @@ def resolve(
     lr = _usual_lr(settings) if settings.lr is None else settings.lr
     chosen = settings.but(
         data_root=_absolute(settings.data_root),
+        validate_root=settings.validate_root and _absolute(settings.validate_root),
+        validate_sets=settings.validate_sets and {k: _absolute(v) for k, v in settings.validate_sets.items()},
         model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
         state_dir=settings.state_dir and settings.state_dir.absolute(),
         family=family,
@@ -308,8 +321,11 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             said[key] = folder / said[key]
     if isinstance(said.get("model"), str) and (folder / said["model"]).is_dir():
         said["model"] = str(folder / said["model"])
-    if "data_root" in said:
-        said["data_root"] = _beside(said["data_root"], folder)
+    for key in ("data_root", "validate_root"):
+        if key in said:
+            said[key] = _beside(said[key], folder)
+    if isinstance(said.get("validate_sets"), dict):
+        said["validate_sets"] = {name: _beside(root, folder) for name, root in said["validate_sets"].items()}
     return said, lines
 
 
@@ -346,8 +362,12 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
     """The value as the field's type says, text turned to paths and whole numbers to floats; else
     SettingError.
     """
-    if name == "data_root":
-        return _data_root(value)
+    if name == "data_root" or (name == "validate_root" and value is not None):
+        return _data_root(name, value)
+    if name == "validate_sets" and value is not None:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
+            raise SettingError(name, f"{value!r} is not a table of names and folders")
+        return {key: _data_root(name, root) for key, root in value.items()}
     wanted = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     if value is None and type(None) in wanted:
         return None
@@ -391,14 +411,14 @@ def _in_words(wanted: tuple[Any, ...]) -> str:
     return " or ".join(said)
 
 
-def _data_root(value: Any) -> DataRoot:
+def _data_root(name: str, value: Any) -> DataRoot:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple) and value and all(isinstance(v, str | os.PathLike) for v in value):
         return tuple(os.fspath(v) for v in value)
     if isinstance(value, Mapping) and "resolver" in value:
         return dict(value)
-    raise SettingError("data_root", f"{value!r} is not a folder, a manifest, a list of those or a resolver")
+    raise SettingError(name, f"{value!r} is not a folder, a manifest, a list of those or a resolver")
 
 
 def _check(s: TrainSettings) -> None:
@@ -421,6 +441,7 @@ def _check(s: TrainSettings) -> None:
     ):
         need(key, getattr(s, key) >= 1, "must be at least 1")
     counts: tuple[str, ...] = ("max_steps", "max_epochs", "micro_batch_size", "resolution", "bucket_step")
+    counts += ("validate_every_steps", "validate_every_epochs")
     counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length", "lr_decay_steps")
     for key in (*counts, "keep_exports", "num_threads", "text_encoder_layers"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
@@ -435,14 +456,16 @@ def _check(s: TrainSettings) -> None:
         "sample_guidance",
         "timestep_start",
         "sample_seed",
+        "validate_seed",
     ):
         need(key, getattr(s, key) >= 0, "must not be negative")
-    for key in ("cond_dropout", "flip_p", "lr_end"):
+    for key in ("cond_dropout", "flip_p", "lr_end", "validate_share", "validate_train_share"):
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
     for key in ("lr", "text_encoder_lr"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
     for key in ("lora_alpha", "min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
+    need("validate_share", s.validate_share < 1, "something must be left to train on")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
     for key in ("eps", "huber_delta", "lr_power"):
         need(key, getattr(s, key) > 0, "must be above 0")

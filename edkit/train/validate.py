@@ -4,14 +4,14 @@ caption, so that two numbers differ by what was learned and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from edkit.data.plan import Bucket, crop_for
+from edkit.data.plan import Bucket, Plan, crop_for
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Sample, caption_text
 from edkit.train.cache import View
@@ -19,6 +19,7 @@ from edkit.train.families.base import DTYPES, Family
 from edkit.train.loader import TextStates, picture_sizes
 from edkit.train.losses import image_losses
 from edkit.train.noise import normal
+from edkit.train.watch import Folders, means, quarter
 
 _AHEAD = 16  # images whose latents are asked for at once
 
@@ -28,7 +29,6 @@ class FixedSample:
     """One image with nothing left to chance: its centre crop, never mirrored, and its whole caption, unshuffled."""
 
     key: str
-    folder: Path
     caption: str
     view: View
     sizes: tuple[int, ...]  # (6,) as `Family.predict` takes them
@@ -53,7 +53,6 @@ def fixed_sample(sample: Sample, *, content_id: str, bucket: Bucket) -> FixedSam
     crop = crop_for(sample.width, sample.height, bucket)
     return FixedSample(
         key=sample.key,
-        folder=sample.path.parent,
         caption=caption_text(still, seed=0, epoch=0),
         view=View(path=sample.path, content_id=content_id, crop=crop),
         sizes=picture_sizes(sample, crop),
@@ -104,7 +103,8 @@ def stable_losses(
                     noise = normal(
                         tuple(latent.shape), seed, "stable noise", [(sample.view.content_id, t) for t in times.tolist()]
                     )
-                    clean = latent.float().expand(num_timesteps, *latent.shape)
+                    # fresh from the encoder it has other strides than from the cache, and convolutions round by strides
+                    clean = latent.float().contiguous().expand(num_timesteps, *latent.shape)
                     noisy, target = family.noise_and_target(clean, noise, times)
                     sizes = torch.tensor([sample.sizes]).expand(num_timesteps, -1)
                     said = []
@@ -120,6 +120,34 @@ def stable_losses(
         for name, part in family.parts().items():
             part.train(modes[name])
     return StableLosses(timesteps=times, losses=losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """Images measured now and then during a run; its name begins the names of its numbers."""
+
+    name: str  # "val" of the held-out ones, "stable" of training images, "val-NAME" of a named set
+    samples: tuple[FixedSample, ...]
+
+
+def fixed_samples(plan: Plan, ids: Mapping[Path, str]) -> tuple[FixedSample, ...]:
+    """Every image that the plan trains, as `stable_losses` sees it; `ids`: each file's content."""
+    dataset, idle = plan.dataset, {i for i, _ in plan.left_out}
+    return tuple(
+        fixed_sample(dataset.sample(i), content_id=ids[dataset.path(i)], bucket=plan.bucket(i))
+        for i in range(len(dataset))
+        if i not in idle
+    )
+
+
+def numbers(one: ValidationSet, found: StableLosses, num_timesteps: int) -> dict[str, float]:
+    """A set's losses by name: over all of it, by folder and by quarter of the model's timesteps."""
+    each = found.losses.mean(dim=1).tolist()
+    folders = Folders(sample.key for sample in one.samples)
+    told = {f"{one.name}/loss": found.mean}
+    told |= means(f"{one.name}/folder", [folders.of(sample.key) for sample in one.samples], each)
+    quarters = [quarter(t, num_timesteps) for t in found.timesteps.tolist()]
+    return told | means(f"{one.name}/quarter", quarters, found.losses.mean(dim=0).tolist())
 
 
 def _parts(n: int, rows: int | None) -> list[slice]:

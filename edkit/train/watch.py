@@ -1,66 +1,105 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard, samples and their grid."""
+"""What a run tells while it runs: metrics.jsonl, the ledger of steps, boards, samples and their grid."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-
-from edkit.data import atomic
-from edkit.data.errors import MissingExtra
+from edkit.train.boards import Board
 from edkit.train.generate import grid, write_png
+from edkit.train.loader import Batch
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 METRICS = "metrics.jsonl"
+LEDGER = "steps.jsonl"
+_MOST_FOLDERS = 40  # more curves than that nobody reads
 
 
 class Watch:
-    """The run's own record: one line a step in metrics.jsonl, means of some steps in TensorBoard."""
+    """The run's own record: a line a step in metrics.jsonl, an image in steps.jsonl; means of some steps on boards."""
 
-    def __init__(self, run_dir: Path, *, step: int, tensorboard: bool, every: int) -> None:
-        """Go on from `step`: what a killed run wrote beyond it is taken back."""
-        self._run_dir, self._every = run_dir, every
-        self._recent: dict[str, list[float]] = {}
-        _cut_after(run_dir / METRICS, step)
-        self._file = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._board: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self._file.close()
-                raise MissingExtra("train", "tensorboard") from None
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        step: int,
+        every: int,
+        boards: Sequence[Board] = (),
+        keys: Iterable[str] = (),
+        num_timesteps: int = 1000,
+        ledger: bool = False,
+    ) -> None:
+        """Go on from `step`: what a killed run wrote beyond it is taken back.
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
-        """One finished optimizer step (counted from 1)."""
-        row = {"step": step} | {name: _short(value) for name, value in values.items()}
-        self._file.write(json.dumps(row) + "\n")
+        `keys` are those of all images that may come, `num_timesteps` the model's: losses are told by folder and
+        by quarter of the timesteps.
+        """
+        self._run_dir, self._every, self._boards = run_dir, every, boards
+        self._folders, self._num_timesteps = Folders(keys), num_timesteps
+        self._recent: dict[str, list[float]] = defaultdict(list)
+        self._file = _opened(run_dir / METRICS, step)
+        self._ledger = _opened(run_dir / LEDGER, step) if ledger else None
+        earlier = read_measured(run_dir)
+        self.measured_step = int(earlier[-1]["step"]) if earlier else None  # the last that `measured` was told of
+
+    def step(
+        self, step: int, values: Mapping[str, float], *, batch: Batch | None = None, losses: Tensor | None = None
+    ) -> None:
+        """One finished optimizer step (counted from 1); `losses` (n,) are the plain ones of the batch's images."""
+        told = dict(values)
         for name, value in values.items():
-            self._recent.setdefault(name, []).append(value)
+            self._recent[name].append(value)
+        if batch is not None and losses is not None:
+            each = losses.tolist()
+            samples = [sample for micro in batch.micros for sample in micro.samples]
+            times = [t for micro in batch.micros for t in micro.timesteps.tolist()]
+            groups = {
+                "loss/folder": [self._folders.of(sample.key) for sample in samples],
+                "loss/quarter": [quarter(t, self._num_timesteps) for t in times],
+            }
+            for kind, names in groups.items():
+                told |= means(kind, names, each)
+                for name, loss in zip(names, each, strict=True):
+                    if name:
+                        self._recent[f"{kind}/{name}"].append(loss)
+            if self._ledger is not None:
+                self._ledger.writelines(_ledger_rows(step, batch, each))
+        _write(self._file, step, told)
         if step % self._every == 0:
             self.flush(step)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """What was measured after so many steps, once and on purpose: a line of its own."""
+        self.measured_step = step
+        _write(self._file, step, values)
+        for board in self._boards:
+            board.numbers(step, values)
 
     def flush(self, step: int) -> None:
         """Bring everything to the files."""
         self._file.flush()
-        if self._board is not None:
-            for name, recent in self._recent.items():
-                self._board.add_scalar(name, sum(recent) / len(recent), step)
-            self._board.flush()
+        if self._ledger is not None:
+            self._ledger.flush()
+        if self._recent:
+            recent = {name: sum(values) / len(values) for name, values in self._recent.items()}
+            for board in self._boards:
+                board.numbers(step, recent)
         self._recent.clear()
 
     def sync(self) -> None:
-        """Wait until the disk has every line: a checkpoint never knows of a step that metrics.jsonl lacks."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Wait until the disk has every line: a checkpoint never knows of a step that the files lack."""
+        for file in (self._file, self._ledger):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
 
     def pictures(
         self, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str], text: Mapping[str, Any]
@@ -70,10 +109,9 @@ class Watch:
         folder.mkdir(parents=True, exist_ok=True)
         for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
             write_png(folder / f"{i + 1:02d}.png", picture, {"prompt": prompt, "step": step, **text})
-            if self._board is not None:
-                self._board.add_image(
-                    f"samples/{i + 1:02d} {prompt[:60]}", np.asarray(picture), step, dataformats="HWC"
-                )
+        named = {f"samples/{i + 1:02d} {p[:60]}": pictures[i] for i, p in enumerate(prompts)}
+        for board in self._boards:
+            board.pictures(step, named)
         sheet = self.grid_path(step)
         write_png(sheet, grid(pictures, list(prompts)), {"step": step})
         return sheet
@@ -83,28 +121,109 @@ class Watch:
         return self._run_dir / "samples" / f"step-{step:08d}.png"
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and boards."""
         # a full disk has been told; what it didn't take is done again by whoever resumes
-        with contextlib.suppress(OSError):
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
+        for one in (self._file, self._ledger, *self._boards):
+            if one is not None:
+                with contextlib.suppress(OSError):
+                    one.close()
+
+
+class Folders:
+    """What losses by folder are called: the folder's key, or the folder above it where there are too many."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        """`keys`: of all images."""
+        folders = {key.rpartition("/")[0] for key in keys}
+        deepest = max((len(folder.split("/")) for folder in folders), default=0)
+        fits = (d for d in range(deepest, 0, -1) if len({_above(folder, d) for folder in folders}) <= _MOST_FOLDERS)
+        self._depth = next(fits, 0)
+
+    def of(self, key: str) -> str:
+        """The name of an image's folder; empty where even the topmost folders are too many."""
+        return _above(key.rpartition("/")[0], self._depth) if self._depth else ""
+
+
+def _above(folder: str, depth: int) -> str:
+    return "/".join(folder.split("/")[:depth]) or "."
+
+
+def quarter(timestep: int, num_timesteps: int) -> str:
+    """Which quarter of the model's timesteps one lies in: 1 has the least noise, 4 the most."""
+    return str(min(3, timestep * 4 // num_timesteps) + 1)
+
+
+def means(kind: str, names: Collection[str], values: Collection[float]) -> dict[str, float]:
+    """`kind/name` -> the mean of the values that bear the name, in the order of the names; none without a name."""
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for name, value in zip(names, values, strict=True):
+        if name:
+            grouped[name].append(value)
+    return {f"{kind}/{name}": sum(grouped[name]) / len(grouped[name]) for name in sorted(grouped)}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The steps' rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    return [row for row in _rows(run_dir / METRICS) if "loss" in row]
+
+
+def read_measured(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl that tell what was measured between steps: validation losses."""
+    return [row for row in _rows(run_dir / METRICS) if "loss" not in row]
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
     rows = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows
 
 
-def _cut_after(path: Path, step: int) -> None:
-    if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path.parent) if row["step"] <= step]
-        atomic.write_text(path, "".join(kept))
+def _ledger_rows(step: int, batch: Batch, losses: Sequence[float]) -> Iterable[str]:
+    each = iter(losses)
+    for micro in batch.micros:
+        for sample, caption, view, t in zip(
+            micro.samples, micro.captions, micro.views, micro.timesteps.tolist(), strict=True
+        ):
+            crop = view.crop
+            row = {
+                "step": step,
+                "epoch": batch.epoch,
+                "file": sample.key,
+                "caption": caption,
+                "scaled": [crop.scaled_width, crop.scaled_height],
+                "crop": [crop.left, crop.top, crop.width, crop.height],
+                "flip": crop.flip,
+                "timestep": t,
+                "loss": _short(next(each)),
+            }
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write(file: TextIO, step: int, values: Mapping[str, float]) -> None:
+    row = {"step": step} | {name: _short(value) for name, value in values.items()}
+    file.write(json.dumps(row) + "\n")
+
+
+def _opened(path: Path, step: int) -> TextIO:
+    """The file to append to, without the lines beyond `step` (rows stand in the order of their steps; at step 0 all is
+    begun anew).
+    """
+    with path.open("a+b") as file:
+        file.seek(0)
+        end = 0
+        for line in file:
+            try:
+                if step == 0 or not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except ValueError:
+                break
+            end += len(line)
+        file.truncate(end)
+    # a name that is no Unicode (Linux allows it) stands escaped, as JSON has it
+    return path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _short(value: float) -> float:

@@ -96,6 +96,23 @@ def draw_pictures() -> Callable[..., Path]:
     return drawn
 
 
+@pytest.fixture(scope="session")
+def patterns() -> Callable[..., list[Image.Image]]:
+    """Draws pictures that look like nothing but themselves into a folder: patterns(folder, n, seed=0)."""
+
+    def draw(folder: Path, n: int, *, seed: int = 0) -> list[Image.Image]:
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([seed, n])
+        made = []
+        for i in range(n):
+            blocks = rng.integers(0, 256, (7, 7, 3)).astype(np.uint8)
+            made.append(Image.fromarray(blocks).resize((56, 48), Image.Resampling.BICUBIC))
+            made[-1].save(folder / f"pattern {chr(97 + i)}_({i}).png")
+        return made
+
+    return draw
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Eight square pictures."""

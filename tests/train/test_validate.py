@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +14,22 @@ from torch import Tensor
 
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import read
+from edkit.data.errors import BadInput
 from edkit.data.plan import Plan, PlanSettings
 from edkit.data.sample import Caption, Options, Sample
+from edkit.train import checkpoint as ck
 from edkit.train.cache import LatentCache, View
 from edkit.train.families import load_family
 from edkit.train.families.base import Family
+from edkit.train.loop import train
+from edkit.train.record import DATASET_FILE, read_record
+from edkit.train.settings import TrainSettings
 from edkit.train.validate import FixedSample, fixed_sample, stable_losses
+from edkit.train.watch import LEDGER, read_measured
 
 CPU = torch.device("cpu")
+Settings = Callable[..., TrainSettings]
+Patterns = Callable[..., object]
 Latents = Callable[[Sequence[View]], list[Tensor]]
 
 
@@ -43,6 +52,11 @@ def looking(root: Path, model: Path) -> Iterator[tuple[Family, list[FixedSample]
         cache.close()
 
 
+def as_encoded(latent: Tensor) -> Tensor:
+    """The same numbers with the strides that an encoder's output has: channels last."""
+    return latent.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
 def test_the_same_weights_give_the_same_losses_to_the_bit(
     model: Path, tmp_path: Path, draw_pictures: Callable[..., Path]
 ) -> None:
@@ -55,6 +69,8 @@ def test_the_same_weights_give_the_same_losses_to_the_bit(
         assert torch.equal(state, torch.get_rng_state()) and family.parts()["unet"].training
         torch.manual_seed(2)
         assert torch.equal(first.losses, stable_losses(family, samples, latents, device=CPU).losses)
+        encoded = stable_losses(family, samples, lambda views: [as_encoded(one) for one in latents(views)], device=CPU)
+        assert torch.equal(first.losses, encoded.losses)
         assert first.timesteps.tolist() == [125, 375, 625, 875]
         assert first.losses.shape == (6, 4) and bool((first.losses > 0).all())
 
@@ -108,3 +124,77 @@ def test_a_fixed_sample_leaves_nothing_to_chance() -> None:
     assert fixed.caption == "rex, a dog, brown, wet"
     assert (fixed.view.crop.left, fixed.view.crop.flip) == (32, False)
     assert fixed.sizes == (50, 100, 0, 32, 64, 64)
+
+
+# ---- in a run
+
+
+def test_held_out_images_never_train_and_stand_in_run_and_export(
+    settings: Settings, tmp_path: Path, patterns: Patterns
+) -> None:
+    patterns(tmp_path / "photos" / "a", 8)
+    patterns(tmp_path / "photos" / "b", 8, seed=1)
+    run = train(settings(data_root=str(tmp_path / "photos"), validate_share=0.25, step_ledger=True, max_epochs=2))
+    record = read_record(run.run_dir / DATASET_FILE)
+    held = set(record.held_out().values())
+    assert len(held) == 4 == run.summary.num_held_out and run.summary.num_images == 12
+    trained = {json.loads(line)["file"] for line in (run.run_dir / LEDGER).read_text("utf-8").splitlines()}
+    assert len(trained) == 12 and not trained & held
+    assert run.export is not None
+    assert (run.export / DATASET_FILE).read_bytes() == (run.run_dir / DATASET_FILE).read_bytes()
+    first, *_, last = read_measured(run.run_dir)
+    assert (first["step"], last["step"]) == (0, 6)
+    assert {"val/loss", "val/folder/a", "val/folder/b", "val/quarter/4"} <= set(first)
+    assert first["val/loss"] != last["val/loss"]
+    # more images come: what was held out stays out, what trained goes on to
+    patterns(tmp_path / "photos" / "c", 6, seed=2)
+    train(run.settings.but(max_steps=8, max_epochs=9), resume=run.run_dir, accept_changes=True)
+    assert set(read_record(run.run_dir / DATASET_FILE).held_out().values()) == held
+
+
+def test_folders_held_out_by_hand_and_named_sets_are_measured(
+    settings: Settings, tmp_path: Path, patterns: Patterns
+) -> None:
+    patterns(tmp_path / "photos" / "a", 6)
+    patterns(tmp_path / "photos" / "kept", 2, seed=1)
+    patterns(tmp_path / "santa", 2, seed=2)
+    s = settings(
+        data_root=str(tmp_path / "photos"), validate_root=str(tmp_path / "photos" / "kept"),
+        validate_sets={"santa suit": str(tmp_path / "santa")}, step_ledger=True, validate_every_steps=4,
+    )  # fmt: skip
+    run = train(s)
+    trained = {json.loads(line)["file"] for line in (run.run_dir / LEDGER).read_text("utf-8").splitlines()}
+    assert len(trained) == 6 and not any(key.startswith("kept") for key in trained)
+    rows = read_measured(run.run_dir)
+    assert [row["step"] for row in rows] == [0, 4, 6]
+    assert all({"val/loss", "val-santa suit/loss", "val-santa suit/folder/."} <= set(row) for row in rows)
+
+
+def test_validation_changes_nothing_of_the_training(settings: Settings, tmp_path: Path) -> None:
+    more = {"ema_decay": 0.9, "train_text_encoder": True, "method": "lora", "lora_dropout": 0.2}
+    plain = train(settings(out=tmp_path / "plain", **more))
+    measured = train(settings(out=tmp_path / "measured", validate_train_share=0.5, validate_every_steps=1, **more))
+    assert plain.checkpoint is not None and measured.checkpoint is not None
+    for name in ("weights", "optimizer", "ema"):
+        one, other = (ck.load_tensors(run.checkpoint, name) for run in (plain, measured) if run.checkpoint)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_dry_run_holds_nothing_out(settings: Settings, tmp_path: Path, patterns: Patterns) -> None:
+    patterns(tmp_path / "photos", 8)
+    run = train(settings(data_root=str(tmp_path / "photos"), validate_share=0.25), dry_run=True)
+    assert run.summary.num_images == 8 and not (tmp_path / "run").exists()
+
+
+def test_a_broken_held_out_image_is_left_out_like_any_other(
+    settings: Settings, tmp_path: Path, patterns: Patterns
+) -> None:
+    patterns(tmp_path / "photos", 6)
+    patterns(tmp_path / "kept", 2, seed=1)
+    whole = (tmp_path / "kept" / "pattern a_(0).png").read_bytes()
+    (tmp_path / "kept" / "pattern a_(0).png").write_bytes(whole[: len(whole) // 2])
+    s = settings(data_root=str(tmp_path / "photos"), validate_root=str(tmp_path / "kept"), max_steps=1)
+    with pytest.raises(BadInput, match="pattern a"):
+        train(s)
+    run = train(s.but(leave_out_broken=True))
+    assert run.summary.num_held_out == 1 and any("pattern a" in line for line in run.summary.left_out)
