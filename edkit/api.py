@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
     from edkit.train.loop import train as train
+    from edkit.train.verify import verify as verify
 
 _WHERE = {
     "scrape": "edkit.gather.scrape",
@@ -81,6 +82,7 @@ _WHERE = {
     "generate": "edkit.train.generate",
     "convert": "edkit.train.convert",
     "init_model": "edkit.train.initial",
+    "verify": "edkit.train.verify",
     "undo": "edkit.data.journal",
     "history": "edkit.data.story",
     "why": "edkit.data.story",

@@ -10,10 +10,14 @@ import typer
 from edkit.cli import console
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edkit.train.loop import Run
+    from edkit.train.verify import Verified
 
 app = typer.Typer()
 PANEL = "Train"
+_SHOWN = 10  # images of each kind that `verify` lists
 
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32, or bf16 or fp16 where the machine has it.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
@@ -258,6 +262,63 @@ def convert(
     with console.session(as_json=as_json, quiet=quiet) as ui:
         made = verb(model, to=to, out=out, precision=precision)
         ui.done(made, f"{made.out}: {made.family}, {console.size(made.num_bytes)}")
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: edkit verify runs/dog/export photos")
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An export, a LoRA or model file of one, or a run.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The data root (all of them where it was several).")
+    ],
+    every: Annotated[bool, typer.Option("--all", help="List every image, not only the first ones.")] = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Say whether this is the data that a model was trained on, and what differs (exit status 3)."""
+    from edkit.train.verify import verify as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        found = verb(model, folders, state_dir=state_dir, progress=ui.progress)
+        ui.done(found, *_differences(found, every=every), _verdict(found))
+    if not found.same:
+        raise typer.Exit(console.FOUND)
+
+
+def _differences(found: Verified, *, every: bool) -> Iterator[str]:
+    """A line an image, the first few of each kind."""
+    kinds: dict[str, list[str]] = {
+        "added": list(found.added),
+        "removed": list(found.removed),
+        "renamed": [f"{one.was} -> {one.now}" for one in found.renamed],
+        "other bytes": [one.key for one in found.contents],
+        "other caption": [f"{one.key}: {one.was!r} -> {one.now!r}" for one in found.captions],
+        "other options": [f"{one.key}: {one.was} -> {one.now}" for one in found.options],
+    }
+    for kind, lines in kinds.items():
+        shown = len(lines) if every else _SHOWN
+        yield from (f"{kind}: {line}" for line in lines[:shown])
+        if len(lines) > shown:
+            yield f"{kind}: ... and {len(lines) - shown:,} more (--all)"
+
+
+def _verdict(found: Verified) -> str:
+    of = f"{found.model}" + (f" (step {found.step:,})" if found.step is not None else "")
+    if found.same:
+        held = f"; {found.num_held_out:,} of them were held out" if found.num_held_out else ""
+        return f"{of} was trained on this data: {found.num_images:,} images{held}"
+    if not found.details:
+        return f"{of} was trained on other data; what differs says the dataset.jsonl of its export, which is not here"
+    counts = {
+        "added": found.added,
+        "removed": found.removed,
+        "renamed": found.renamed,
+        "with other bytes": found.contents,
+        "with other captions": found.captions,
+        "with other options": found.options,
+    }
+    said = ", ".join(f"{len(lines):,} {kind}" for kind, lines in counts.items() if lines)
+    return f"{of} was trained on other data than these {found.num_images:,} images: {said}"
 
 
 @app.command(
