@@ -104,10 +104,11 @@ def read_record(path: Path) -> Record:
         for number, line in enumerate(lines[1:], start=2):
             where = f"{path}:{number}"
             entries.append(_entry(json.loads(line), head["options"]))
+        where = f"{path}:1"
+        record, root_hash = Record(entries=tuple(entries), reading=head["reading"]), head["root_hash"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise BadInput(f"is damaged: {error}", where=where) from None
-    record = Record(entries=tuple(entries), reading=head["reading"])
-    if record.root_hash != head["root_hash"]:
+    if record.root_hash != root_hash:
         raise BadInput("its lines are not those it was written with", where=str(path))
     return record
 
