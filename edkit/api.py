@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edkit.balance.balance import balance as balance
+    from edkit.balance.pick_like import pick_like as pick_like
     from edkit.balance.plan import plan as plan
     from edkit.caption.auto import caption_auto as caption_auto
     from edkit.caption.edit import caption_edit as caption_edit
@@ -77,6 +78,7 @@ _WHERE = {
     "caption_words": "edkit.caption.words",
     "caption_auto": "edkit.caption.auto",
     "balance": "edkit.balance.balance",
+    "pick_like": "edkit.balance.pick_like",
     "plan": "edkit.balance.plan",
     "train": "edkit.train.loop",
     "generate": "edkit.train.generate",

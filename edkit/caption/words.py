@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from edkit.caption.sources import chosen_folder, folder_at
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Caption, CaptionStyle
+from edkit.data.words import words_of
 
 NEARLY_ALL = 0.9
 _FEW = 5  # below so many captions, "nearly all" says nothing
-_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 _SMALL_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -176,11 +175,6 @@ def _counted(
         phrases=ranked(phrases),
         always=always,
     )
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, in order, folded in case; signs and underscores stand between words."""
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def _phrases(words: list[str], longest: int, *, small_words: bool) -> Iterable[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 
 from edkit.data.dataset import Dataset
 from edkit.data.sample import caption_text
+from edkit.data.words import words_of
 
 NEARLY_ALL = 0.9  # part of a folder's captions
 _FEWEST = 5  # captions: fewer say nothing of what is usual
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _ARTICLES = (
     "a an the and or of in on at to with for from by as is are was be it its her their this that there some one two"
     " up down over under into near next behind front his she he they who which while"
@@ -50,7 +49,7 @@ def words_by_folder(dataset: Dataset) -> dict[Path, list[Word]]:
             continue
         caption = caption_text(dataset.sample(index), seed=0, epoch=0)
         if caption not in known:
-            known[caption] = frozenset(word for word in _WORD.findall(caption.casefold()) if word not in _SMALL)
+            known[caption] = frozenset(word for word in words_of(caption) if word not in _SMALL)
         folder = dataset.path(index).parent
         images[folder] += 1
         counts.setdefault(folder, Counter()).update(known[caption])

@@ -11,6 +11,7 @@ import typer
 from edkit.cli import console
 
 if TYPE_CHECKING:
+    from edkit.balance.pick_like import PickedLike
     from edkit.balance.plan import Planned
 
 app = typer.Typer()
@@ -90,6 +91,69 @@ def balance(
             undo = f" (undo: edkit undo {folder})"
             lines.append(f"would write {files} (dry run)" if dry_run else f"wrote {files}{undo}")
         ui.done(result, *lines)
+
+
+@app.command(
+    "pick-like",
+    rich_help_panel=PANEL,
+    epilog="Example: edkit pick-like photos/subject ~/laion --limit 1000 --out photos/preservation",
+)
+def pick_like(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN_DIR", help="The training images, with their captions.")],
+    pool: Annotated[Path, typer.Argument(metavar="POOL_DIR", help="The images to pick from, with theirs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder the picks go to.")],
+    limit: Annotated[int, typer.Option("--limit", help="Images to have there, earlier runs' picks too.")] = 1000,
+    link: Annotated[
+        bool, typer.Option("--link/--copy", help="Hard links instead of copies; across volumes a copy is made.")
+    ] = False,
+    seed: console.Seed = 555,
+    dry_run: console.DryRun = False,
+    as_json: console.Json = False,
+    quiet: console.Quiet = False,
+    state_dir: console.StateDir = None,
+) -> None:
+    """Pick ground truth out of a pool, its aspects and words as in the training set; never the same picture twice."""
+    from edkit.balance.pick_like import pick_like as verb
+
+    with console.session(as_json=as_json, quiet=quiet) as ui:
+        result = verb(
+            train,
+            pool,
+            out=out,
+            limit=limit,
+            link=link,
+            seed=seed,
+            dry_run=dry_run,
+            state_dir=state_dir,
+            progress=ui.progress,
+        )
+        for title, rows in (("Aspect", result.shapes), ("Word", result.words)):
+            ui.table(
+                [title, "Training", "Pool", "Picked"],
+                [[row.what, f"{row.train:.1%}", f"{row.pool:.1%}", f"{row.picked:.1%}"] for row in rows],
+            )
+        ui.done(result, *_pick_lines(result))
+
+
+def _pick_lines(result: PickedLike) -> list[str]:
+    lines = [
+        f"{what}: {before:.3f} bits from the training set in the pool, {after:.3f} in the picks"
+        for what, (before, after) in (("aspects", result.shape_distance), ("words", result.word_distance))
+    ]
+    if result.passed_over:
+        lines.append("passed over: " + ", ".join(f"{n:,} {why}" for why, n in result.passed_over.items()))
+    if result.num_copied_instead:
+        lines.append(f"{result.num_copied_instead:,} were copied: no link can be made there")
+    lines += [f"note: {note}" for note in result.notes]
+    picked = f"{len(result.picked):,} of {result.num_pool:,} images"
+    before = f", beside {result.num_before:,} picked before" if result.num_before else ""
+    if result.dry_run:
+        lines.append(f"would pick {picked}{before} (dry run)")
+    elif result.picked:
+        lines.append(f"picked {picked}{before} into {result.out} (undo: edkit undo {result.out})")
+    else:
+        lines.append(f"nothing to do: {result.num_before:,} picked before stand in {result.out}")
+    return lines
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: edkit plan photos --epochs 3 --batch-size 8 --for sd1")
