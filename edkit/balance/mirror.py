@@ -173,7 +173,8 @@ class _Words:
         at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(of))
         words = self._words[at]
         parts = self._target[words] * np.log1p(self._mass[at] / self._has[words])
-        return np.round(np.bincount(of, parts, len(captions)).astype(np.float64), _DIGITS)
+        sums = np.bincount(of, parts, len(captions)).astype(np.float64)  # of nothing at all it counts in ints
+        return np.asarray(np.round(sums, _DIGITS), np.float64)
 
 
 def _by_shape(shapes: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
