@@ -6,21 +6,29 @@ import io
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 VENVS = "EDKIT_BENCH_VENVS"  # where the peers' environments are kept; else a temporary folder
 FIGURES = "EDKIT_BENCH_FIGURES"  # a file that collects what `tell` is told
 
 
-def peer_python(name: str, *packages: str) -> Path:
-    """The interpreter of a virtual environment that has these packages, made once."""
+def peer_python(name: str, *packages: str, over: bool = False) -> Path:
+    """The interpreter of a virtual environment that has these packages, made once.
+
+    `over`: it sees what this interpreter has installed, too, so that both sides run the very same torch.
+    """
     home = Path(os.environ.get(VENVS) or Path(tempfile.gettempdir()) / "edkit-bench") / name
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
     wanted = " ".join(packages)
@@ -28,6 +36,9 @@ def peer_python(name: str, *packages: str) -> Path:
     if not done.is_file() or done.read_text(encoding="utf-8") != wanted:
         print(f"installing {wanted} into {home}", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
+        if over:
+            theirs = sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)})
+            Path(theirs, "over.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
         subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
         done.write_text(wanted, encoding="utf-8")
     return python
@@ -61,26 +72,59 @@ def _processor() -> str:
     return f" ({', '.join(has)})" if has else ""
 
 
+def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each way gave, round after round, all of them taking turns; the first round only warms up."""
+    found: dict[str, list[T]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            given = way()
+            if number:
+                found[name].append(given)
+    return found
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The median of the rounds' ratios: what slows a whole round down is in both."""
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells of a child begins with its parent's peak
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
 def tell(
     stage: str,
     *,
     edkit: float,
     unit: str,
-    beside: str = "",
+    peer: str = "",
     value: float | None = None,
+    floor: str = "",
+    limit: float | None = None,
     aim: str = "",
     reached: bool | None = None,
 ) -> None:
-    """One line of the summary: what edkit does, and what stands beside it (a peer, or the machine's limit).
+    """One line of the summary: what edkit does, what a peer does, and what the machine could do at most.
 
     A unit that ends in "/s" is better the larger it is; any other the smaller.
     """
-    ratio = None
-    if value:
-        ratio = edkit / value if unit.endswith("/s") else value / edkit
+
+    def beside(other: float | None) -> float | None:
+        if not other or not edkit:
+            return None
+        return edkit / other if unit.endswith("/s") else other / edkit
+
     row = {
-        "stage": stage, "edkit": edkit, "unit": unit, "beside": beside, "value": value, "ratio": ratio, "aim": aim,
-        "reached": reached, "date": date.today().isoformat(),
+        "stage": stage, "edkit": edkit, "unit": unit, "peer": peer, "value": value, "ratio": beside(value),
+        "floor": floor, "limit": limit, "share": beside(limit), "aim": aim, "reached": reached,
+        "date": date.today().isoformat(),
     }  # fmt: skip
     into = os.environ.get(FIGURES)
     if into:

@@ -1,18 +1,17 @@
 """How fast pictures come from a web server to checked files with captions: edkit, img2dataset, and a bare loop.
 
-    python benchmarks/download.py --img2dataset VENV/bin/img2dataset [--images 4000] [--rounds 2] [--bad]
+    python benchmarks/download.py [--images 4000] [--rounds 2] [--dir DIR] [--bad]
 
 Needs nginx. Makes JPEGs of about 70 KB, serves them on loopback, and has each program fetch all of them from the same
-table, in turns, process start included. `--bad` runs the second scenario: 5% of the URLs hang, 10% are dead.
+table, in turns, process start included. `--dir /dev/shm` keeps everything in memory, so that the disk, whose flush
+only edkit waits for, can be told apart. `--bad` runs the second scenario: 5% of the URLs hang, 10% are dead.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -22,13 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
+from bench import draw_all, machine, median_ratio, peer_python, peer_version, tell
+
 HOSTS = [f"127.0.0.{n}" for n in range(1, 17)]  # one server under sixteen names, as a table has many hosts
+BARE = "bare aiohttp loop"
 HANGING = [f"127.0.1.{n}" for n in range(1, 6)]
 CAPTION_WORDS = [
     "a",
@@ -58,7 +58,6 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--images", type=int, default=4000)
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--img2dataset", default=shutil.which("img2dataset"), help="its command")
     options.add_argument("--bad", action="store_true", help="5% of the URLs hang and 10% are dead, against none")
     options.add_argument("--only", default="", help="run only these: edkit,img2dataset,unseen,bare")
     options.add_argument("--dir", type=Path, default=None, help="work in this folder (default: a temporary one)")
@@ -70,46 +69,6 @@ def main() -> None:
         with served(pictures, work) as port:
             runs = scenario(args, work, port)
         report(runs, args, sizes)
-
-
-# ---- the pictures
-
-
-VARIANTS = 16  # of each drawn picture: mirrored, turned, its colours changed about
-
-
-def draw(seed: int) -> list[bytes]:
-    """640 x 480 JPEGs of about 70 KB: a gradient, and noise of several sizes."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:480, 0:640] / 640
-    picture = np.stack([rng.uniform(20, 120) + 180 * (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) ** 2] * 3, -1)
-    for size, strength in ((12, 45), (40, 30), (160, 22), (480, 13)):
-        noise = rng.normal(0, strength, (size * 3 // 4, size, 3)).astype(np.float32)
-        layers = [Image.fromarray(noise[..., c]).resize((640, 480), Image.Resampling.BILINEAR) for c in range(3)]
-        picture += np.stack([np.asarray(layer) for layer in layers], -1)
-    pixels = picture.clip(0, 255).astype(np.uint8)
-    found = []
-    for n in range(VARIANTS):
-        turned = pixels[:: -1 if n & 1 else 1, :: -1 if n & 2 else 1, np.roll([0, 1, 2], n >> 2)]
-        out = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(turned + np.uint8(n >> 2))).save(out, "JPEG", quality=80)
-        found.append(out.getvalue())
-    return found
-
-
-def draw_all(folder: Path, num: int) -> list[int]:
-    """The pictures as NUMBER.jpg; their sizes in bytes."""
-    folder.mkdir()
-    sizes: list[int] = []
-    with ProcessPoolExecutor() as pool:
-        for some in pool.map(draw, range(-(-num // VARIANTS)), chunksize=4):
-            for data in some[: num - len(sizes)]:
-                (folder / f"{len(sizes)}.jpg").write_bytes(data)
-                sizes.append(len(data))
-    return sizes
 
 
 # ---- the servers
@@ -131,7 +90,7 @@ def served(pictures: Path, work: Path) -> Iterator[int]:
         {temporary} server {{ {listen} root {pictures}; }} }}"""
     )
     work.chmod(0o755)
-    nginx = subprocess.Popen([shutil.which("nginx") or "/usr/sbin/nginx", "-p", str(work), "-c", str(config)])
+    nginx = subprocess.Popen([_nginx(), "-p", str(work), "-c", str(config)])
     silent = []
     for host in HANGING:
         listener = socket.create_server((host, port), backlog=512)
@@ -150,6 +109,10 @@ def served(pictures: Path, work: Path) -> Iterator[int]:
         nginx.wait()
         for listener in silent:
             listener.close()
+
+
+def _nginx() -> str:
+    return shutil.which("nginx") or "/usr/sbin/nginx"
 
 
 def never_answer(listener: socket.socket) -> None:
@@ -228,9 +191,14 @@ def edkit(work: Path, source: Path, *more: str) -> Run:
     return timed("edkit scrape", [*command, *more], out, "*.jpg", work / "edkit.log")
 
 
-def img2dataset(work: Path, source: Path, program: str, *, raw: bool) -> Run:
+def img2dataset_python() -> Path:
+    return peer_python("img2dataset", "img2dataset")
+
+
+def img2dataset(work: Path, source: Path, *, raw: bool) -> Run:
     """Two processes of 32 threads, files, no resizing; `raw`: what came is written unseen, not decoded."""
     out = work / "i2d"
+    program = str(img2dataset_python().with_name("img2dataset"))
     command = [program, "--url_list", str(source), "--input_format", "parquet", "--url_col", "url", "--caption_col",
                "caption", "--output_format", "files", "--output_folder", str(out), "--processes_count", "2",
                "--thread_count", "32", "--resize_mode", "no", "--disable_all_reencoding", str(raw), "--retries", "0",
@@ -241,9 +209,7 @@ def img2dataset(work: Path, source: Path, program: str, *, raw: bool) -> Run:
 def bare(work: Path, source: Path) -> Run:
     """The floor: an aiohttp loop that writes what it gets, unchecked, unnamed, unrecorded."""
     out = work / "bare"
-    return timed(
-        "bare aiohttp loop", [sys.executable, __file__, "BARE", str(source), str(out)], out, "*.jpg", work / "bare.log"
-    )
+    return timed(BARE, [sys.executable, __file__, "BARE", str(source), str(out)], out, "*.jpg", work / "bare.log")
 
 
 async def bare_loop(source: Path, out: Path) -> None:
@@ -293,9 +259,8 @@ def scenario(args: argparse.Namespace, work: Path, port: int) -> list[Run]:
     else:
         clean_table = work / "clean.parquet"
         known: dict[str, Callable[[], Run]] = {"edkit": lambda: edkit(work, clean_table)}
-        if args.img2dataset:
-            known["img2dataset"] = lambda: img2dataset(work, clean_table, args.img2dataset, raw=False)
-            known["unseen"] = lambda: img2dataset(work, clean_table, args.img2dataset, raw=True)
+        known["img2dataset"] = lambda: img2dataset(work, clean_table, raw=False)
+        known["unseen"] = lambda: img2dataset(work, clean_table, raw=True)
         known["bare"] = lambda: bare(work, clean_table)
         programs = [known[name] for name in (args.only.split(",") if args.only else known)]
     runs = []
@@ -312,35 +277,43 @@ def named(name: str, run: Run) -> Run:
 
 def report(runs: list[Run], args: argparse.Namespace, sizes: list[int]) -> None:
     """A Markdown table: medians over the rounds, ratios to the first program."""
-    rates: dict[str, list[Run]] = {}
+    rates: dict[str, list[float]] = {}
     for run in runs:
-        rates.setdefault(run.name, []).append(run)
-    medians = {name: statistics.median(r.num_good / r.seconds for r in some) for name, some in rates.items()}
-    first = next(iter(medians.values()))
+        rates.setdefault(run.name, []).append(run.num_good / run.seconds)
+    ours = next(iter(rates.values()))
+    nginx = subprocess.run([_nginx(), "-v"], capture_output=True, text=True, check=False).stderr.strip()
+    versions = [machine("aiohttp", "pillow", "pyarrow"), nginx.removeprefix("nginx version: ")]
+    if not args.bad:
+        versions.append(f"img2dataset {peer_version(img2dataset_python(), 'img2dataset')}")
+    where = f"in {args.dir}" if args.dir else "on disk"
+    print(f"{', '.join(versions)}.")
+    print(
+        f"{len(sizes):,} JPEGs of {statistics.mean(sizes) / 1000:.1f} kB, 640 x 480, on {len(HOSTS)} hosts; {where}.\n"
+    )
     print("| program | images/s | rounds | edkit is | CPU ms an image | peak RSS of a process |")
     print("|---|---:|---|---:|---:|---:|")
     for name, some in rates.items():
-        each = ", ".join(f"{r.num_good / r.seconds:,.0f}" for r in some)
-        cpu = statistics.median(r.cpu / r.num_good * 1000 for r in some)
-        peak = max(r.peak for r in some) / 2**20
+        each = ", ".join(f"{rate:,.0f}" for rate in some)
+        those = [run for run in runs if run.name == name]
+        cpu = statistics.median(run.cpu / run.num_good * 1000 for run in those)
+        peak = max(run.peak for run in those) / 2**20
         print(
-            f"| {name} | {medians[name]:,.0f} | {each} | {first / medians[name]:.2f} x | {cpu:.2f} | {peak:,.0f} MiB |"
+            f"| {name} | {statistics.median(some):,.0f} | {each} | {median_ratio(ours, some):.2f} x |"
+            f" {cpu:.2f} | {peak:,.0f} MiB |"
         )
-    nginx = subprocess.run(
-        [shutil.which("nginx") or "/usr/sbin/nginx", "-v"], capture_output=True, text=True, check=False
-    )
-    others = [f"{name} {version(name)}" for name in ("aiohttp", "pillow", "pyarrow")]
-    if args.img2dataset and not args.bad:
-        code = "import importlib.metadata as m; print(m.version('img2dataset'))"
-        python = Path(args.img2dataset).with_name("python")
-        found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
-        others.append(f"img2dataset {found}")
-    server = nginx.stderr.strip().removeprefix("nginx version: ")
-    print(
-        f"\n{len(sizes):,} JPEGs of {statistics.mean(sizes) / 1000:.1f} kB, 640 x 480, on {len(HOSTS)} hosts.", end=" "
-    )
-    print(f"Python {platform.python_version()}, {', '.join(others)}, {server}, {platform.system()}", end=" ")
-    print(f"{platform.machine()}, {os.cpu_count()} cores; files of each run: {[run.num_good for run in runs]}.")
+    medians = {name: statistics.median(some) for name, some in rates.items()}
+    mine = next(iter(medians.values()))
+    stage = f"download{', in memory' if args.dir else ''}"
+    if args.bad:
+        clean, bad = medians.values()
+        tell("download, 15% of the addresses bad", edkit=bad, unit="images/s", peer="none bad", value=clean,
+             aim="0.7 of none bad", reached=bad >= 0.7 * clean)  # fmt: skip
+    elif {"img2dataset", BARE} <= set(medians):
+        tell(
+            stage, edkit=mine, unit="images/s", peer="img2dataset", value=medians["img2dataset"], floor=BARE,
+            limit=medians[BARE], aim="5 times img2dataset, 0.5 of the bare loop",
+            reached=mine >= 5 * medians["img2dataset"] and mine >= medians[BARE] / 2,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

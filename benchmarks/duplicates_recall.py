@@ -1,6 +1,6 @@
 """Which copies of real photos each way of looking finds, and how many strangers it takes for copies.
 
-    python benchmarks/duplicates_recall.py PHOTOS_DIR [--images 80] [--peer VENV] [--near DIR]
+    python benchmarks/duplicates_recall.py PHOTOS_DIR [--images 80] [--near DIR]
 
 Each photo is copied once for every edit below, and every copy is compared with every photo. Recall: the share of copies
 whose own photo is found. False pairs: two files that show different photos and are taken for copies. imagededup's PHash
@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from bench import machine, peer_python
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
@@ -109,14 +107,9 @@ def planted(photos: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def peer_hashes(paths: Sequence[Path], folder: Path) -> NDArray[np.uint64]:
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not python.is_file():
-        print(f"installing imagededup into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "imagededup"], check=True)
+def peer_hashes(paths: Sequence[Path]) -> NDArray[np.uint64]:
     done = subprocess.run(
-        [python, "-c", PEER],
+        [peer_python("imagededup", "imagededup"), "-c", PEER],
         input=json.dumps([str(path) for path in paths]),
         capture_output=True,
         text=True,
@@ -234,7 +227,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=80)
-    parser.add_argument("--peer", type=Path, default=Path(tempfile.gettempdir()) / "edkit-imagededup")
     parser.add_argument("--near", type=Path)
     settings = parser.parse_args()
     photos = sorted(settings.photos.rglob("*.jpg"))[: settings.images]
@@ -247,11 +239,10 @@ def main() -> None:
         paths = [path for group in copies.values() for path in group]
         facts = measured(paths, Path(temporary) / "state")
         assert len(facts) == len(paths)
-        methods = ways(facts, peer_hashes(paths, settings.peer), embedded(paths))
+        methods = ways(facts, peer_hashes(paths), embedded(paths))
     number = len(photos)
     start = {edit: number * place for place, edit in enumerate(copies)}
-    versions = f"Python {platform.python_version()}, Pillow {Image.__version__}"
-    print(f"{versions}; {number} photos, {len(EDITS)} edits. Recall:\n")
+    print(f"{machine('pillow')}; {number} photos, {len(EDITS)} edits. Recall:\n")
     print("| edit | " + " | ".join(methods) + " |\n|---|" + "---:|" * len(methods))
     for edit in EDITS:
         found = [sum(alike(n, start[edit] + n) for n in range(number)) / number for alike in methods.values()]

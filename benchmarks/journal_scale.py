@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import sqlite3
 import tempfile
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from bench import machine
 
 from edkit.data.catalog import Catalog
 from edkit.data.journal import Move, Trash, Write, apply, undo
@@ -75,11 +76,7 @@ def measure(root: Path, num_files: int) -> None:
         timed("write sidecars", len(tenth), lambda: apply(catalog, writes, verb="write"))
         assert not timed("undo the sidecars", len(tenth), lambda: undo(catalog)).left
         assert all(name.exists() for name in names)
-    print(
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.platform()}, ",
-        end="",
-    )
-    print(f"{os.cpu_count()} cores")
+    print(f"{machine()}, SQLite {sqlite3.sqlite_version}.")
     print(f"{'step':<30} {'files':>8} {'seconds':>8} {'files/s':>9}")
     for what, n, seconds in rows:
         print(f"{what:<30} {n:>8,} {seconds:>8.2f} {n / seconds:>9,.0f}")

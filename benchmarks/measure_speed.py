@@ -1,10 +1,10 @@
 """How fast one core measures photos, beside imagededup's pHash and beside bare decoding at the same scale.
 
-    python benchmarks/measure_speed.py PHOTOS_DIR [--megapixels 1 1.4 2] [--images 40] [--rounds 7] [--peer VENV]
+    python benchmarks/measure_speed.py [--photos DIR] [--megapixels 1 1.4 2] [--images 40] [--rounds 7]
 
-imagededup runs in a virtual environment of its own (made once, by default in the temporary folder). Photos are brought
-to one area first (JPEG, quality 90). All ways run in turns on one core over the same files; CPU time of the process
-that does the work, the best of the rounds: what stands beside it on the machine only ever makes a round slower.
+Photos (without a folder: drawn pictures) are brought to one area first (JPEG, quality 90). All ways run in turns on
+one core over the same files; CPU time of the process that does the work, the best of the rounds: what stands beside it
+on the machine only ever makes a round slower.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[threads] = "1"
 
 import imagehash  # noqa: E402
-import numpy as np  # noqa: E402
+from bench import by_turns, machine, peer_python, photos, tell  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from edkit.measure import quality  # noqa: E402
@@ -47,10 +45,10 @@ for line in sys.stdin:
 """
 
 
-def prepared(folder: Path, into: Path, number: int, megapixels: float) -> list[Path]:
+def prepared(some: Sequence[Path], into: Path, megapixels: float) -> list[Path]:
     """Photos scaled to one area."""
     paths = []
-    for path in sorted(folder.rglob("*.jpg"))[:number]:
+    for path in some:
         with Image.open(path) as im:
             scale = (megapixels * 1e6 / (im.width * im.height)) ** 0.5
             size = round(im.width * scale), round(im.height * scale)
@@ -74,13 +72,13 @@ def bare(path: Path) -> None:
 
 # the catalog knows the file's SHA-256 before anything is measured
 FACTS = [name for name in USUAL if name != "sha256"]
+DEDUP, DECODE = "imagededup, PHash.encode_image", "PIL decode at edkit's scale, nothing else"
+PHASH, ALL = "edkit, pHash in all eight orientations", f"edkit, all {len(FACTS)} usual facts"
 WAYS: dict[str, Callable[[Path], object]] = {
     "PIL full decode + imagehash pHash": usual_way,
-    "PIL decode at edkit's scale, nothing else": bare,
-    "edkit, pHash in all eight orientations": lambda path: measure_file(
-        path, ["phash", "phash_mirror", "phash_turned"]
-    ),
-    f"edkit, all {len(FACTS)} usual facts": lambda path: measure_file(path, FACTS),
+    DECODE: bare,
+    PHASH: lambda path: measure_file(path, ["phash", "phash_mirror", "phash_turned"]),
+    ALL: lambda path: measure_file(path, FACTS),
 }
 
 
@@ -94,15 +92,11 @@ def seconds(work: Callable[[Path], object], paths: Sequence[Path]) -> float:
 class Peer:
     """imagededup in its own process; it times itself."""
 
-    def __init__(self, folder: Path) -> None:
-        python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-        if not python.is_file():
-            print(f"installing imagededup into {folder.name}", file=sys.stderr)
-            venv.create(folder, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", "imagededup"], check=True)
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            [peer_python("imagededup", "imagededup"), "-c", PEER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
         self.version, self.pillow = self._answer()
 
     def _answer(self) -> list[str]:
@@ -119,39 +113,43 @@ class Peer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("--photos", type=Path, metavar="DIR")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1.0, 1.4, 2.0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peer", type=Path, default=Path(tempfile.gettempdir()) / "edkit-imagededup")
     settings = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the peer inherits it
-    peer = Peer(settings.peer)
-    print(
-        f"Python {platform.python_version()}, Pillow {Image.__version__}, NumPy {np.__version__}, {platform.machine()};"
-        f" imagededup {peer.version} with Pillow {peer.pillow}. One core, best of {settings.rounds} rounds.\n"
-    )
-    print("| JPEGs | way | ms an image | images/s | against imagededup | against bare decoding |")
-    print("|---|---|---:|---:|---:|---:|")
-    for megapixels in settings.megapixels:
-        with tempfile.TemporaryDirectory() as folder:
-            paths = prepared(settings.photos, Path(folder), settings.images, megapixels)
-            if not paths:
-                sys.exit(f"no .jpg below {settings.photos}")
-            best: dict[str, float] = {}
-            for number in range(settings.rounds + 1):
-                found = {"imagededup, PHash.encode_image": peer.seconds(paths)}
-                found |= {name: seconds(work, paths) for name, work in WAYS.items()}
-                if number:  # the first round warms files and imports
-                    best = {name: min(best.get(name, value), value) for name, value in found.items()}
-        theirs, bare_one = best["imagededup, PHash.encode_image"], best["PIL decode at edkit's scale, nothing else"]
-        for name, value in best.items():
-            each = value / len(paths)
-            print(
-                f"| {len(paths)} of {megapixels:g} MP | {name} | {each * 1e3:.2f} | {1 / each:.0f} |"
-                f" {theirs / value:.2f} | {bare_one / value:.2f} |"
-            )
+    with tempfile.TemporaryDirectory() as scratch:
+        some = photos(settings.photos, Path(scratch), settings.images)[: settings.images]
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the peer inherits it
+        peer = Peer()
+        print(f"{machine('pillow', 'numpy')}; imagededup {peer.version} with Pillow {peer.pillow}.")
+        print(f"One core, best of {settings.rounds} rounds.\n")
+        print("| JPEGs | way | ms an image | images/s | against imagededup | against bare decoding |")
+        print("|---|---|---:|---:|---:|---:|")
+        for megapixels in settings.megapixels:
+            folder = Path(scratch, f"{megapixels:g}")
+            folder.mkdir()
+            compare(peer, prepared(some, folder, megapixels), megapixels, settings.rounds)
+
+
+def compare(peer: Peer, paths: Sequence[Path], megapixels: float, rounds: int) -> None:
+    ways: dict[str, Callable[[], float]] = {DEDUP: partial(peer.seconds, paths)}
+    ways |= {name: partial(seconds, work, paths) for name, work in WAYS.items()}
+    best = {name: min(some) / len(paths) for name, some in by_turns(ways, rounds).items()}
+    for name, each in best.items():
+        print(
+            f"| {len(paths)} of {megapixels:g} MP | {name} | {each * 1e3:.2f} | {1 / each:.0f} |"
+            f" {best[DEDUP] / each:.2f} | {best[DECODE] / each:.2f} |"
+        )
+    for what, name, apart in (("all usual facts", ALL, True), ("pHash in all orientations", PHASH, False)):
+        mine = best[name]
+        tell(
+            f"measure, {what}, {megapixels:g} MP", edkit=1 / mine, unit="images/s", peer="imagededup's pHash",
+            value=1 / best[DEDUP], floor="decoding at that scale", limit=1 / best[DECODE],
+            aim="3 times imagededup" if apart else "3 times imagededup, 0.8 of decoding",
+            reached=best[DEDUP] / mine >= 3 and (apart or best[DECODE] / mine >= 0.8),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

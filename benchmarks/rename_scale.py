@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import os
-import platform
 import pstats
-import resource
 import shutil
 import sqlite3
 import tempfile
@@ -19,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bench import machine, peak_mb, tell
 from PIL import Image
 
 from edkit.caption.rename import rename_captions
@@ -48,12 +47,17 @@ def main() -> None:
         if profile is not None:
             profile.disable()
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
-    print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.platform()}, ", end="")
-    print(f"{os.cpu_count()} cores, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB at most\n")
+    print(f"{machine()}, SQLite {sqlite3.sqlite_version}; {peak_mb():,.0f} MB at most.\n")
     print("| step | files | seconds | CPU seconds | files/s | times the bare renames |")
     print("|---|---:|---:|---:|---:|---:|")
     for what, n, seconds, cpu, bare in rows:
         print(f"| {what} | {n:,} | {seconds:.2f} | {cpu:.2f} | {n / seconds:,.0f} | {seconds / bare:.1f} |", flush=True)
+    for what, stage in (("rename-captions --caption person", "rename"), ("undo", "undo the rename of")):
+        n, seconds, bare = next((n, seconds, bare) for name, n, seconds, _, bare in rows if name == what)
+        tell(
+            f"{stage} {n:,} files", edkit=seconds, unit="s", floor="bare renames, nothing kept", limit=bare,
+            aim="30 s for 100,000", reached=seconds <= 30 * n / 100_000,
+        )  # fmt: skip
 
 
 def measure(root: Path, num_files: int, rows: list[Row], *, rounds: int, sidecars: bool) -> None:

@@ -1,12 +1,13 @@
 """How fast a LAION-like table is searched, and in how much memory: edkit beside DuckDB, Polars and pyarrow.
 
-    python benchmarks/table_scan.py [--rows 2000000] [--also 20000000] [--rounds 5]
+    python benchmarks/table_scan.py [--rows 2000000] [--rounds 5] [--folder DIR]
 
 Makes a synthetic table (seeded; captions and addresses as long as LAION's, hosts and words by Zipf's law) and asks
 everyone the same: both sides at least 512, punsafe, aesthetic, two whole words in any case, twelve stock hosts left
-out; the matching addresses and captions in table order. Each answer comes from a fresh process, whoever's turn it is
-goes round; the time is that of the query without imports, the memory the process's peak, imports included. The peers
-are installed into a virtual environment in a temporary folder (`--peers PYTHON` names an interpreter that has them).
+out. Each answer comes from a fresh process, whoever's turn it is goes round; the time is that of the query without
+imports, the memory the process's peak, imports included. edkit brings addresses, captions, licences and sizes in
+table order, and how many rows each filter dropped; DuckDB is asked twice, for addresses and captions alone in any
+order, and for all of that.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from bench import by_turns, machine, median_ratio, peak_mb, peer_python, peer_version, tell
 
 WORDS = ("photo", "man")
 HOSTS = ("dreamstime", "alamy", "123rf", "colourbox", "envato", "stockfresh", "depositphotos", "istockphoto",
          "shutterstock", "gettyimages", "bigstockphoto", "fineartamerica")  # fmt: skip
 MIN_SIZE, MAX_UNSAFE, MIN_AESTHETIC = 512, 0.1, 5.0
 BLOCK = 500_000  # rows made at a time
+WHOLE = "DuckDB, the same job"  # the other row of DuckDB brings addresses and captions alone, in any order
 
 
 # ---- the table
@@ -149,6 +152,28 @@ def duckdb(path: str) -> tuple[int, int]:
     return len(found), sum(len(url) + len(text) for url, text in found)
 
 
+def duckdb_whole(path: str) -> tuple[int, int]:
+    """What edkit brings: licence and sizes, too, in the file's order, and how many rows each filter dropped."""
+    import duckdb
+
+    size = f"WIDTH >= {MIN_SIZE} AND HEIGHT >= {MIN_SIZE}"
+    safe, fine = f"punsafe <= {MAX_UNSAFE}", f"aesthetic >= {MIN_AESTHETIC}"
+    words = " AND ".join(f"regexp_matches(TEXT, '(?i)(^|[^\\pL\\pN]){word}($|[^\\pL\\pN])')" for word in WORDS)
+    generous = " AND ".join(f"TEXT ILIKE '%{word}%'" for word in WORDS)
+    counts = duckdb.sql(
+        f"""SELECT count(*), count_if({size}), count_if({size} AND {safe}), count_if({size} AND {safe} AND {fine})
+        FROM read_parquet('{path}')"""
+    ).fetchall()[0]
+    worded = duckdb.sql(
+        f"""SELECT file_row_number, URL, TEXT, LICENSE, WIDTH, HEIGHT, regexp_matches(URL, '{_host_pattern()}')
+        FROM read_parquet('{path}', file_row_number = true)
+        WHERE {size} AND {safe} AND {fine} AND {generous} AND {words} ORDER BY file_row_number"""
+    ).fetchall()
+    found = [row for row in worded if not row[6]]
+    assert counts[3] >= len(worded) >= len(found)
+    return len(found), sum(len(row[1]) + len(row[2]) for row in found)
+
+
 def polars(path: str) -> tuple[int, int]:
     import polars as pl
 
@@ -186,6 +211,7 @@ def pyarrow(path: str) -> tuple[int, int]:
 WAYS: dict[str, Callable[[str], tuple[int, int]]] = {
     "edkit": edkit,
     "DuckDB": duckdb,
+    WHOLE: duckdb_whole,
     "Polars": polars,
     "pyarrow": pyarrow,
 }
@@ -196,6 +222,7 @@ def child(way: str, path: str) -> None:
     needs = {
         "edkit": ("edkit.gather.laion", "pyarrow.parquet", "pyarrow.compute", "duckdb"),
         "DuckDB": ("duckdb",),
+        WHOLE: ("duckdb",),
         "Polars": ("polars",),
         "pyarrow": ("pyarrow.dataset",),
     }
@@ -204,18 +231,7 @@ def child(way: str, path: str) -> None:
     started = time.perf_counter()
     count, total = WAYS[way](path)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": peak(), "answer": [count, total]}))
-
-
-def peak() -> float:
-    """MB this process held at most."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: what getrusage tells of a child begins with its parent's peak
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    print(json.dumps({"seconds": seconds, "peak": peak_mb(), "answer": [count, total]}))
 
 
 # ---- the benchmark
@@ -224,55 +240,64 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--also", type=int, default=0, metavar="N", help="a second, larger table")
     parser.add_argument("--row-group", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default="", metavar="PYTHON", help="an interpreter with duckdb and polars")
-    parser.add_argument("--folder", type=Path, help="keep the tables here")
+    parser.add_argument("--folder", type=Path, help="keep the table here")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.child:
         child(*settings.child)
         return
+    peers = peer_python("tables", "duckdb", "polars")
+    theirs = ", ".join(f"{name} {peer_version(peers, name)}" for name in ("duckdb", "polars"))
+    print(f"{machine('pyarrow', 'numpy', 'duckdb')}; in the peers' environment {theirs}.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        peers = settings.peers or _peers(Path(temporary))
-        print(_machine(peers))
-        for rows in [settings.rows, *([settings.also] if settings.also else [])]:
-            path = folder / f"laion-{rows}-{settings.row_group}.parquet"
-            if not path.exists():
-                make(path, rows, settings.row_group)
-            rounds = settings.rounds if rows <= 5_000_000 else max(1, settings.rounds // 2)
-            compare(path, rows, rounds, peers)
+        path = folder / f"laion-{settings.rows}-{settings.row_group}.parquet"
+        if not path.exists():
+            make(path, settings.rows, settings.row_group)
+        compare(path, settings.rows, settings.rounds, peers)
 
 
-def compare(path: Path, rows: int, rounds: int, peers: str) -> None:
-    """Print a table of everyone's median, after one round that warms the disk's cache."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for turn in range(rounds + 1):
-        for way in WAYS:
-            run = _run(way, path, sys.executable if way in ("edkit", "pyarrow") else peers)
-            if turn:
-                runs[way].append(run)
+def compare(path: Path, rows: int, rounds: int, peers: Path) -> None:
+    """Print a table of everyone's median."""
+    pythons = {way: Path(sys.executable) if way in ("edkit", "pyarrow") else peers for way in WAYS}
+    runs = by_turns({way: partial(_run, way, path, python) for way, python in pythons.items()}, rounds)
     answers = {way: run[0]["answer"] for way, run in runs.items()}
-    seconds = {way: statistics.median(run["seconds"] for run in some) for way, some in runs.items()}
-    best = min(seconds["DuckDB"], seconds["Polars"])
-    print(f"\n{rows:,} rows, {path.stat().st_size / 1e6:.0f} MB, {rounds} rounds; {answers['edkit'][0]:,} match\n")
-    print("| who | median s | M rows/s | rate beside the better of DuckDB and Polars | peak MB |")
-    print("|---|---:|---:|---:|---:|")
-    for way, some in runs.items():
-        memory = max(run["peak"] for run in some)
-        rate = rows / 1e6 / seconds[way]
-        print(f"| {way} | {seconds[way]:.3f} | {rate:.1f} | {best / seconds[way]:.2f} | {memory:.0f} |")
-    ratios = [min(d["seconds"], p["seconds"]) / e["seconds"]
-              for e, d, p in zip(runs["edkit"], runs["DuckDB"], runs["Polars"], strict=True)]  # fmt: skip
-    print(f"\nround by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    seconds = {way: [run["seconds"] for run in some] for way, some in runs.items()}
+    print(f"\n{rows:,} rows, {path.stat().st_size / 1e6:.0f} MB, {rounds} rounds; {answers['edkit'][0]:,} match.\n")
+    print("| who | median s | M rows/s | edkit's rate beside it | peak MB |\n|---|---:|---:|---:|---:|")
+    for way, some in seconds.items():
+        memory = max(run["peak"] for run in runs[way])
+        rate = rows / 1e6 / statistics.median(some)
+        print(f"| {way} | {statistics.median(some):.3f} | {rate:.1f} |"
+              f" {median_ratio(some, seconds['edkit']):.2f} | {memory:.0f} |")  # fmt: skip
+    ratios = [min(d, p) / e for e, d, p in zip(seconds["edkit"], seconds["DuckDB"], seconds["Polars"], strict=True)]
+    same = median_ratio(seconds[WHOLE], seconds["edkit"])
+    said = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"\nBeside the better of DuckDB and Polars, which bring less, round by round: {said}; beside DuckDB on")
+    print(f"the same job (licence and sizes, too, in the file's order, counts by filter): {same:.2f}.")
     if len(set(map(tuple, answers.values()))) > 1:
-        print(f"the answers differ: {answers}")
+        print(f"\nThe answers differ: {answers}")
+    medians = {way: statistics.median(some) for way, some in seconds.items()}
+    best = min(("DuckDB", "Polars"), key=medians.__getitem__)
+    size = f"{rows // 1_000_000} million rows" if rows >= 1_000_000 else f"{rows:,} rows"
+    tell(
+        f"table scan, {size}", edkit=medians["edkit"], unit="s", peer=f"{best}, addresses and captions alone",
+        value=medians[best], aim="1.0 of the better of DuckDB and Polars", reached=medians["edkit"] <= medians[best],
+    )  # fmt: skip
+    tell(
+        f"table scan, {size}, the same job", edkit=medians["edkit"], unit="s", peer=WHOLE, value=medians[WHOLE],
+        aim="1.0", reached=medians["edkit"] <= medians[WHOLE],
+    )  # fmt: skip
+    tell(
+        f"table scan, {size}, memory", edkit=max(run["peak"] for run in runs["edkit"]), unit="MB", peer="DuckDB",
+        value=max(run["peak"] for run in runs["DuckDB"]), aim="flat from 2 to 20 million rows",
+    )  # fmt: skip
 
 
-def _run(way: str, path: Path, python: str) -> dict[str, Any]:
+def _run(way: str, path: Path, python: Path) -> dict[str, Any]:
     here = Path(__file__).resolve()
     # a stranger's interpreter finds edkit by no path: its ways import nothing of it
     done = subprocess.run(
@@ -284,26 +309,6 @@ def _run(way: str, path: Path, python: str) -> dict[str, Any]:
         sys.exit(f"{way}: {done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def _peers(folder: Path) -> str:
-    home = folder / "peers"
-    venv.create(home, with_pip=True)
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "duckdb", "polars"], check=True)
-    return str(python)
-
-
-def _machine(peers: str) -> str:
-    import numpy
-    import pyarrow
-
-    asked = "import duckdb, polars; print(f'DuckDB {duckdb.__version__}, Polars {polars.__version__}')"
-    versions = subprocess.run([peers, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
-    return (
-        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), Python {platform.python_version()}, "
-        f"pyarrow {pyarrow.__version__}, NumPy {numpy.__version__}, {versions}"
-    )
 
 
 if __name__ == "__main__":
