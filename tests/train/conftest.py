@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,73 @@ def patterns() -> Callable[..., list[Image.Image]]:
         return made
 
     return draw
+
+
+def fork(work: Callable[[], object], said: Path, *, kill_at: int | None = None, below: Path | None = None) -> int:
+    """Run `work` in a child that has all this process has imported; its id. What it prints goes to `said`.
+
+    With `kill_at` it kills itself at that many file operations (open to write, rename, remove, make a folder) on
+    paths `below`. Its exit status is 1 after an exception.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout = sys.stderr = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115 - the old ones are pytest's
+        if kill_at is not None:
+            _kill_at(kill_at, str(below))
+        work()
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:  # noqa: BLE001 - a child has no caller
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _kill_at(count: int, below: str) -> None:
+    left = count
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "open" and (not isinstance(args[1], str) or args[1].startswith("r")) and not args[2] & os.O_CREAT:
+            return
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            return
+        if isinstance(args[0], str | os.PathLike) and (below in os.fspath(args[0]) or not Path(args[0]).is_absolute()):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def ended(child: int) -> int:
+    """Wait for a child; its exit status, negative where a signal ended it, as subprocess gives it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., int]:
+    """Runs a function in a child process that begins with all modules loaded: a child's process id."""
+    if sys.platform != "linux":
+        pytest.skip("forks children that use torch")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return fork
+
+
+@pytest.fixture(scope="session")
+def exit_status() -> Callable[[int], int]:
+    """Waits for a child."""
+    return ended
 
 
 @pytest.fixture
