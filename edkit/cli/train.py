@@ -117,6 +117,7 @@ def train(
     """Fine-tune a model on a data root, whole or as LoRA adapters, with exact resume."""
     from edkit.train.loop import find_run
     from edkit.train.loop import train as verb
+    from edkit.train.ranks import is_first
     from edkit.train.settings import flag_settings
 
     flags = flag_settings(
@@ -152,7 +153,8 @@ def train(
         device=device,
         state_dir=state_dir,
     )
-    with console.session(as_json=as_json, quiet=quiet) as ui:
+    # of several processes that train one model (accelerate launch) one speaks
+    with console.session(as_json=as_json and is_first(), quiet=quiet or not is_first()) as ui:
         settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume, progress=ui.progress)
         run = verb(settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress)
         if dry_run:

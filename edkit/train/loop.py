@@ -24,6 +24,7 @@ from edkit.data.errors import EdkitError, NoSpace, StateError, UsageError
 from edkit.data.lock import Lock
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
+from edkit.train import ranks
 from edkit.train.boards import Board, TensorBoard, Wandb
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
@@ -38,7 +39,7 @@ from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_set
 from edkit.train.stop import Stopped, listening
 from edkit.train.trainer import Losses, Trainer
 from edkit.train.validate import numbers, stable_losses
-from edkit.train.watch import Watch, read_metrics
+from edkit.train.watch import Watch, read_metrics, seen
 
 # what may differ between a run and its resumption without a word: nothing of it changes what is learned
 _HARMLESS = {"out", "state_dir", "device", "num_threads", "tensorboard", "log_every_steps", "keep_checkpoints"}
@@ -99,6 +100,13 @@ def train(
     data, a non-finite loss), UsageError, StateError, NoSpace (memory too); KeyboardInterrupt after Ctrl-C or
     SIGTERM, when the checkpoint is written.
     """
+    with ranks.joined():
+        return _train(settings, resume, accept_changes, dry_run, progress if ranks.is_first() else SILENT)
+
+
+def _train(
+    settings: TrainSettings | None, resume: Path | None, accept_changes: bool, dry_run: bool, progress: Progress
+) -> Run:
     state: dict[str, Any] | None = None
     folder: Path | None = None
     if resume is not None:
@@ -127,33 +135,37 @@ def train(
         _consent(differs, "settings", accept_changes, where=resume, progress=progress)
     run_dir = (settings.out or _default_out(settings)).absolute()
     settings = settings.but(out=run_dir)
-    if resume is None and ((run_dir / SETTINGS_FILE).exists() or ck.checkpoints(run_dir)) and not dry_run:
+    new = resume is None and not dry_run and ranks.is_first()
+    if new and ((run_dir / SETTINGS_FILE).exists() or ck.checkpoints(run_dir)):
         raise UsageError(f"{run_dir} has a run in it (go on with it: --resume {run_dir}, or choose another --out)")
+    settings = ranks.from_first(settings)  # a seed that was drawn, a folder named after the time
+    assert settings.out is not None
+    run_dir = settings.out
     threads = settings.num_threads or (state or {}).get("num_threads")
     if threads:
         torch.set_num_threads(int(threads))
-    device = pick_device(settings.device)
+    device = pick_device(ranks.device_name(settings.device))
     family.place(device)
     with contextlib.ExitStack() as stack:
-        data = stack.enter_context(
-            prepare(
-                settings, family, device, dry_run=dry_run, progress=progress,
-                held_before=_held_before(run_dir) if resume is not None else None,
+        held_before = _held_before(run_dir) if resume is not None else None
+        with ranks.after_first():
+            data = stack.enter_context(
+                prepare(settings, family, device, dry_run=dry_run, progress=progress, held_before=held_before)
             )
-        )  # fmt: skip
         total = data.total_steps
         if dry_run:
             return _run(settings, data.summary, run_dir, total=total, dry_run=True)
         if state is not None and state["data"] != data.fingerprint:
             differs = {"data": (state["data"][:12], data.fingerprint[:12])}
             _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = Lock(run_dir / "lock", command="train")
-        stack.callback(lock.release)
-        ck.clear_unfinished(run_dir)
-        atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
-        atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
-        _write_about(run_dir, family, data)
+        if ranks.is_first():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = Lock(run_dir / "lock", command="train")
+            stack.callback(lock.release)
+            ck.clear_unfinished(run_dir)
+            atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
+            atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
+            _write_about(run_dir, family, data)
         loop = _Loop(settings, family, data, run_dir, device, progress)
         if folder is not None and state is not None:
             loop.restore(folder, state)
@@ -240,17 +252,18 @@ class _Loop:
 
     def run(self, stack: contextlib.ExitStack) -> None:
         s, total = self.s, self.data.total_steps
-        self.watch = Watch(
-            self.run_dir,
-            step=self.step,
-            every=s.log_every_steps,
-            boards=self._boards(),
-            keys=(entry.key for entry in self.data.record.entries),
-            num_timesteps=self.family.num_timesteps,
-            ledger=s.step_ledger,
-        )
-        stack.callback(self.watch.close)
-        self.stop = stack.enter_context(listening())
+        self.stop = stack.enter_context(listening(alone=ranks.size() == 1))
+        if ranks.is_first():
+            self.watch = Watch(
+                self.run_dir,
+                step=self.step,
+                every=s.log_every_steps,
+                boards=self._boards(),
+                keys=(entry.key for entry in self.data.record.entries),
+                num_timesteps=self.family.num_timesteps,
+                ledger=s.step_ledger,
+            )
+            stack.callback(self.watch.close)
         if s.export_on_save and s.keep_exports and (s.save_every_steps or s.save_every_epochs or s.save_every_minutes):
             size = self._export_bytes() / 1e9
             self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:.1f} GB each (keep_exports)")
@@ -275,6 +288,7 @@ class _Loop:
             except Stopped:
                 self.trainer.drop()
                 self.save()
+                ranks.from_first(None)  # a launcher ends all processes when the first one leaves
                 how = f"stopped at step {self.step:,} of {self.data.total_steps:,}"
                 raise KeyboardInterrupt(f"{how}; {self._how_to_go_on()}") from None
         except KeyboardInterrupt as second:
@@ -300,15 +314,18 @@ class _Loop:
             with self.progress.task("training", total=total, unit="steps") as advance:
                 advance(self.step)
                 while self.step < total:
-                    self.stop.look()
+                    if ranks.anybody(self.stop.asked):
+                        raise Stopped
                     clock = time.perf_counter()
                     batch, losses = self._gradients()
                     done = self.trainer.move(batch, losses)
                     self.epoch, self.step_in_epoch = batch.epoch, batch.index + 1
-                    self.num_images += batch.num_images
-                    meter.add(batch.num_images, time.perf_counter() - clock)
-                    told = {**done.values, "epoch": float(batch.epoch), "images_per_s": meter.rate}
-                    self.watch.step(self.step, told, batch=batch, losses=done.losses)
+                    self.num_images += done.num_images
+                    meter.add(done.num_images, time.perf_counter() - clock)
+                    images = ranks.gathered(seen(batch, done.losses))
+                    if ranks.is_first():
+                        told = {**done.values, "epoch": float(batch.epoch), "images_per_s": meter.rate}
+                        self.watch.step(self.step, told, images)
                     meter.show(advance, done.values["loss"])
                     self.validate_if_due()
                     if self.step >= total:
@@ -324,6 +341,7 @@ class _Loop:
         self.save()
         self.export(self.run_dir / "export")
         self.samples()
+        ranks.from_first(None)
 
     def _gradients(self) -> tuple[Batch, Losses]:
         """The next step's batch and gradients; where memory doesn't hold its micro-batches, in halves of them."""
@@ -331,8 +349,8 @@ class _Loop:
             largest = self.s.micro_batch_size or self.s.batch_size
             try:
                 batch = self._next_batch()
-                largest = max(len(micro.samples) for micro in batch.micros)
-                if self.trainer.droppable:
+                largest = max((len(micro.samples) for micro in batch.micros), default=1)
+                if self.trainer.droppable and ranks.size() == 1:
                     return batch, self.trainer.gradients(batch, between=self.stop.look)
                 return batch, self.trainer.gradients(batch)
             except RuntimeError as error:
@@ -365,7 +383,8 @@ class _Loop:
             f"{self.device} is out of memory at step {self.step + 1:,} with {largest} images at once: from here "
             f"micro_batch_size = {largest // 2} (the same result but for rounding)"
         )
-        atomic.write_text(self.run_dir / SETTINGS_FILE, to_toml(self.s))
+        if ranks.is_first():
+            atomic.write_text(self.run_dir / SETTINGS_FILE, to_toml(self.s))
         self._batches.close()
         self.loader.limit = self.s.micro_batch_size
         self._batches = self.loader.batches(self.steps())
@@ -378,7 +397,8 @@ class _Loop:
         while True:
             steps = self.data.steps(epoch)
             for i in range(start, len(steps)):
-                yield Planned(epoch=epoch, index=i, last=i + 1 == len(steps), step=steps[i])
+                mine = ranks.share(steps[i], ranks.rank(), ranks.size())
+                yield Planned(epoch=epoch, index=i, last=i + 1 == len(steps), step=mine)
             epoch, start = epoch + 1, 0
 
     def _due(self, batch: Batch, seconds: float) -> bool:
@@ -393,6 +413,8 @@ class _Loop:
         """Measure the validation sets with the model (its average, where there is one) as it stands, where it is time
         and a run that was killed has not done so.
         """
+        if not ranks.is_first():
+            return
         s, family = self.s, self.family
         unsaid = s.validate_every_steps is None and s.validate_every_epochs is None
         epochs, ends = 1 if unsaid else s.validate_every_epochs, self.step_in_epoch == len(self.data.steps(self.epoch))
@@ -426,6 +448,9 @@ class _Loop:
 
     def save(self, *, exports: bool = False) -> None:
         """A checkpoint of this moment, where there is none yet; with `exports` an export is to follow."""
+        if not ranks.is_first():
+            self._saved_step = self.step
+            return
         self.watch.sync()
         if self.step == self._saved_step:
             return
@@ -459,6 +484,8 @@ class _Loop:
 
     def export(self, out: Path) -> None:
         """The model as it stands (its average, where there is one) as a folder to use elsewhere."""
+        if not ranks.is_first():
+            return
         metadata = {
             "edkit_version": __version__,
             "edkit_step": str(self.step),
@@ -485,7 +512,7 @@ class _Loop:
         """The model as it stands in exports/, of which the last few stay."""
         out = self._step_export()
         self.export(out)
-        if self.s.keep_exports is not None:
+        if self.s.keep_exports is not None and ranks.is_first():
             for old in sorted(out.parent.glob("step-*"))[: -self.s.keep_exports]:
                 with contextlib.suppress(PermissionError):  # Windows: somebody reads it; the next export tries again
                     atomic.remove_folder(old)
@@ -513,13 +540,13 @@ class _Loop:
         """Draw the sample prompts at the steps that are to have pictures, where a kill did not leave them."""
         every = self.s.sample_every_steps
         due = self.step == 0 or (every is not None and self.step % every == 0 and self.step < self.data.total_steps)
-        if due and not self.watch.grid_path(self.step).exists():
+        if due and ranks.is_first() and not self.watch.grid_path(self.step).exists():
             self.samples()
 
     def samples(self) -> None:
         """Draw the sample prompts with the model as it stands."""
         s = self.s
-        if not s.sample_prompts:
+        if not s.sample_prompts or not ranks.is_first():
             return
         counts: dict[str, int] = {}
         requests = []

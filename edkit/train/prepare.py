@@ -19,6 +19,7 @@ from edkit.data.places import state_dir_for
 from edkit.data.plan import Pick, Plan, PlanSettings, Step
 from edkit.data.progress import Progress
 from edkit.data.sample import Options, Sample
+from edkit.train import ranks
 from edkit.train.cache import LatentCache, View
 from edkit.train.families.base import Family
 from edkit.train.record import Entry, Record, entries_of
@@ -93,7 +94,7 @@ def prepare(
     """
     root = _first_root(s)
     state_dir = state_dir_for(root, s.state_dir)
-    with _catalog(root, s.state_dir, write=not dry_run, progress=progress) as catalog:
+    with _catalog(root, s.state_dir, write=not dry_run and ranks.is_first(), progress=progress) as catalog:
         dataset, left_out = _read(s.data_root, s, catalog, progress)
         for folder in s.prior_preservation:
             if not any(is_below(dataset.key(i), [folder]) for i in range(len(dataset))):

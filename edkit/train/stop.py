@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_ECHO = 5.0  # seconds: a launcher hands on the Ctrl-C that the terminal gave to each process anyway
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,16 +22,18 @@ class Stop:
     wherever it comes, a third one kills.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
+        """`alone`: no other process must end at the same step."""
         self.asked = False
-        self._at_once = False
+        self._alone, self._at_once, self._since = alone, False, 0.0
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """In this block the first word raises Stopped too: nothing in it is lost that can't be done again."""
-        self._at_once = True
         try:
-            self.look()
+            if self._alone:
+                self._at_once = True
+                self.look()
             yield
         finally:
             self._at_once = False
@@ -41,17 +46,19 @@ class Stop:
     def hear(self, signum: int, frame: object) -> None:
         """The signals' handler."""
         if self.asked:
+            if not self._alone and time.monotonic() - self._since < _ECHO:
+                return
             signal.signal(signum, signal.SIG_DFL)
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, time.monotonic()
         if self._at_once:
             raise Stopped
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def listening(*, alone: bool = True) -> Iterator[Stop]:
     """A Stop that hears Ctrl-C and SIGTERM; outside the main thread, where Python hears none, it never stops."""
-    stop = Stop()
+    stop = Stop(alone=alone)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

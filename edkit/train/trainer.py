@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edkit.data.errors import BadInput
 from edkit.train import checkpoint as ck
-from edkit.train import optimizers
+from edkit.train import optimizers, ranks
 from edkit.train.families.base import DTYPES, Family, last_layers
 from edkit.train.loader import Batch, Micro, TextStates
 from edkit.train.lora import add_lora
@@ -38,12 +38,16 @@ class Losses:
     weighted: Tensor  # (n,) times loss_scale and the timestep's weight: what is learned from
 
 
+_NO_LOSSES = Losses(torch.empty(0), torch.empty(0))  # of a process that has no image in a step
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What one step was."""
 
     values: Mapping[str, float]  # loss, plain_loss (no weights), lr, grad_norm before clipping
     losses: Tensor  # (n,) plain loss of each image, in the order of the batch's micro-batches; on the CPU
+    num_images: int  # of all processes
 
 
 class Trainer:
@@ -105,9 +109,8 @@ class Trainer:
         """
         s, family = self.s, self.family
         if self._has_dropout:
-            torch.manual_seed(
-                int.from_bytes(hashlib.blake2b(f"{s.seed} {self.step}".encode(), digest_size=7).digest(), "big")
-            )
+            name = f"{s.seed} {self.step}" + (f" {ranks.rank()}" if ranks.rank() else "")
+            torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big"))
         plain: list[Tensor] = []
         weighted: list[Tensor] = []
         for micro in batch.micros:
@@ -123,8 +126,8 @@ class Trainer:
             plain.append(errors.detach())
             weighted.append(each.detach())
         # one transfer a step: each of them waits for the device
-        losses = Losses(*torch.stack([torch.cat(plain), torch.cat(weighted)]).cpu())
-        if not math.isfinite(float(losses.weighted.double().mean())):
+        losses = Losses(*torch.stack([torch.cat(plain), torch.cat(weighted)]).cpu()) if plain else _NO_LOSSES
+        if not losses.weighted.isfinite().all():
             raise self._not_finite(batch, losses.weighted)
         return losses
 
@@ -133,8 +136,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def move(self, batch: Batch, losses: Losses) -> StepResult:
-        """Let the optimizer use the gradients of the batch. Raises NotFinite before a weight moves."""
+        """Let the optimizer use the gradients of the batch, those of all processes together.
+
+        Raises NotFinite, or StateError where another process has ended, before a weight moves.
+        """
         s = self.s
+        ranks.sum_gradients(self.parameters.values())
+        weighted, plain = zip(*ranks.gathered(list(zip(*_lists(losses), strict=True))), strict=True)
         factor = optimizers.lr_factor(
             self.step,
             schedule=s.lr_schedule,
@@ -159,12 +167,12 @@ class Trainer:
             self.ema.update(self.step)
         self.step += 1
         values = {
-            "loss": float(losses.weighted.double().mean()),
-            "plain_loss": float(losses.plain.double().mean()),
+            "loss": math.fsum(weighted) / len(weighted),
+            "plain_loss": math.fsum(plain) / len(plain),
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": float(norm),
         }
-        return StepResult(values=values, losses=losses.plain)
+        return StepResult(values=values, losses=losses.plain, num_images=len(weighted))
 
     def _predict(self, micro: Micro) -> Tensor:
         """What the model as it stands says of a micro-batch."""
@@ -249,6 +257,10 @@ class Trainer:
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, the model has its average's weights (where an average is kept)."""
         return self.ema.in_place() if self.ema is not None else contextlib.nullcontext()
+
+
+def _lists(losses: Losses) -> tuple[list[float], list[float]]:
+    return losses.weighted.tolist(), losses.plain.tolist()
 
 
 def _checkpoint_gradients(part: nn.Module) -> None:

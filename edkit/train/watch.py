@@ -7,9 +7,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from edkit.data.image import Crop
 from edkit.train.boards import Board
 from edkit.train.generate import grid, write_png
 from edkit.train.loader import Batch
@@ -21,6 +23,31 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 LEDGER = "steps.jsonl"
 _MOST_FOLDERS = 40  # more curves than that nobody reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One image as a step saw it."""
+
+    key: str
+    epoch: int
+    caption: str  # empty where it was dropped
+    crop: Crop
+    timestep: int
+    loss: float  # plain
+
+
+def seen(batch: Batch, losses: Tensor) -> list[Seen]:
+    """The images of a batch; `losses` (n,) are their plain ones, in the order of its micro-batches."""
+    rows = (
+        row
+        for micro in batch.micros
+        for row in zip(micro.samples, micro.captions, micro.views, micro.timesteps.tolist(), strict=True)
+    )
+    return [
+        Seen(key=sample.key, epoch=batch.epoch, caption=caption, crop=view.crop, timestep=t, loss=loss)
+        for (sample, caption, view, t), loss in zip(rows, losses.tolist(), strict=True)
+    ]
 
 
 class Watch:
@@ -50,28 +77,22 @@ class Watch:
         earlier = read_measured(run_dir)
         self.measured_step = int(earlier[-1]["step"]) if earlier else None  # the last that `measured` was told of
 
-    def step(
-        self, step: int, values: Mapping[str, float], *, batch: Batch | None = None, losses: Tensor | None = None
-    ) -> None:
-        """One finished optimizer step (counted from 1); `losses` (n,) are the plain ones of the batch's images."""
+    def step(self, step: int, values: Mapping[str, float], images: Sequence[Seen] = ()) -> None:
+        """One finished optimizer step (counted from 1), and the images it trained on."""
         told = dict(values)
         for name, value in values.items():
             self._recent[name].append(value)
-        if batch is not None and losses is not None:
-            each = losses.tolist()
-            samples = [sample for micro in batch.micros for sample in micro.samples]
-            times = [t for micro in batch.micros for t in micro.timesteps.tolist()]
-            groups = {
-                "loss/folder": [self._folders.of(sample.key) for sample in samples],
-                "loss/quarter": [quarter(t, self._num_timesteps) for t in times],
-            }
-            for kind, names in groups.items():
-                told |= means(kind, names, each)
-                for name, loss in zip(names, each, strict=True):
-                    if name:
-                        self._recent[f"{kind}/{name}"].append(loss)
-            if self._ledger is not None:
-                self._ledger.writelines(_ledger_rows(step, batch, each))
+        groups = {
+            "loss/folder": [self._folders.of(image.key) for image in images],
+            "loss/quarter": [quarter(image.timestep, self._num_timesteps) for image in images],
+        }
+        for kind, names in groups.items():
+            told |= means(kind, names, [image.loss for image in images])
+            for name, image in zip(names, images, strict=True):
+                if name:
+                    self._recent[f"{kind}/{name}"].append(image.loss)
+        if self._ledger is not None:
+            self._ledger.writelines(_ledger_row(step, image) for image in images)
         _write(self._file, step, told)
         if step % self._every == 0:
             self.flush(step)
@@ -181,25 +202,20 @@ def _rows(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _ledger_rows(step: int, batch: Batch, losses: Sequence[float]) -> Iterable[str]:
-    each = iter(losses)
-    for micro in batch.micros:
-        for sample, caption, view, t in zip(
-            micro.samples, micro.captions, micro.views, micro.timesteps.tolist(), strict=True
-        ):
-            crop = view.crop
-            row = {
-                "step": step,
-                "epoch": batch.epoch,
-                "file": sample.key,
-                "caption": caption,
-                "scaled": [crop.scaled_width, crop.scaled_height],
-                "crop": [crop.left, crop.top, crop.width, crop.height],
-                "flip": crop.flip,
-                "timestep": t,
-                "loss": _short(next(each)),
-            }
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+def _ledger_row(step: int, image: Seen) -> str:
+    crop = image.crop
+    row = {
+        "step": step,
+        "epoch": image.epoch,
+        "file": image.key,
+        "caption": image.caption,
+        "scaled": [crop.scaled_width, crop.scaled_height],
+        "crop": [crop.left, crop.top, crop.width, crop.height],
+        "flip": crop.flip,
+        "timestep": image.timestep,
+        "loss": _short(image.loss),
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _write(file: TextIO, step: int, values: Mapping[str, float]) -> None:
