@@ -18,6 +18,7 @@ from edkit.measure.families import Family, unread
 from edkit.measure.families import family as family_of
 
 if TYPE_CHECKING:
+    from edkit.balance.others import Mirror, Trainer
     from edkit.data.catalog import Catalog
     from edkit.data.dataset import Dataset
     from edkit.data.plan import Plan
@@ -56,6 +57,11 @@ class CutCaption:
     num_tokens: int
     lost: str
 
+    @property
+    def read(self) -> str:
+        """The part that is read to its end."""
+        return self.caption.removesuffix(self.lost)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
@@ -89,12 +95,14 @@ class Planned:
     cut: float  # 0..1: area lost to crops, on average over images
     num_captions: int  # different ones
     num_empty_captions: int
+    max_tokens: int | None  # that the family's text encoder reads
     cut_captions: tuple[CutCaption, ...] | None  # None: no tokenizer, or no family given that cuts
     latent_bytes: int | None
     text_bytes: int | None
     kinds: tuple[Kind, ...]
     problems: tuple[Problem, ...]
     schedule: Path | None
+    mirror: Mirror | None  # what another trainer would have made of the folder
 
 
 def plan(
@@ -109,13 +117,15 @@ def plan(
     remainder: Literal["join", "duplicate", "drop"] = "join",
     caption_fallback: str | None = None,
     schedule: Path | None = None,
+    as_: Trainer | None = None,
     state_dir: Path | None = None,
     progress: Progress = SILENT,
 ) -> Planned:
     """Count what training would see: picks, buckets, crops, steps, cut captions, room for the caches.
 
-    Changes nothing. `schedule` is a file to write with every step, one JSON object a line. Images that an
-    error stands against are left out of the counts, as `problems` says; BadInput where none is left.
+    Changes nothing. `schedule` is a file to write with every step, one JSON object a line. `as_` names another
+    trainer, whose way with the same folder is set beside. Images that an error stands against are left out of
+    the counts, as `problems` says; BadInput where none is left.
     """
     import numpy as np
 
@@ -159,6 +169,15 @@ def plan(
     sizes = tuple(_buckets(plan))
     problems = (*whole.problems, *plan.problems)
     ids, num_images = np.unique(dataset.caption_ids[plan.trains], return_counts=True)
+    cut_captions = _cut_captions(dataset, ids, num_images, shape) if shape else None
+    mirrored = None
+    if as_ is not None:
+        from edkit.balance.others import Look, mirror
+
+        # they train CLIP's families where none is named
+        cut = cut_captions if shape else _cut_captions(dataset, ids, num_images, family_of("sd1"))
+        num_cut = None if cut is None else sum(one.num_images for one in cut)
+        mirrored = mirror(as_, Look(whole=whole, dataset=dataset, plan=plan, num_cut=num_cut))
     return Planned(
         root=whole.root,
         epochs=epochs,
@@ -178,12 +197,14 @@ def plan(
         cut=float(cuts.mean()),
         num_captions=len(ids),
         num_empty_captions=dataset.num_empty_captions,
-        cut_captions=_cut_captions(dataset, ids, num_images, shape) if shape else None,
+        max_tokens=shape.max_tokens if shape else None,
+        cut_captions=cut_captions,
         latent_bytes=_latent_bytes(sizes, shape) if shape else None,
         text_bytes=len(ids) * shape.text_values * BYTES_A_VALUE if shape else None,
         kinds=_kinds(problems),
         problems=problems,
         schedule=schedule,
+        mirror=mirrored,
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 PANEL = "Balance"
+CUTS_SHOWN = 5
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: edkit balance photos --equalize --per-epoch preservation=25")
@@ -190,6 +191,10 @@ def plan(
         Path | None,
         typer.Option("--schedule", metavar="FILE", help="Write every step, one JSON object a line."),
     ] = None,
+    as_: Annotated[
+        Literal["ed2", "kohya"] | None,
+        typer.Option("--as", help="Beside it, what EveryDream 2 or kohya's scripts would have made of the folder."),
+    ] = None,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
     state_dir: console.StateDir = None,
@@ -209,6 +214,7 @@ def plan(
             remainder=remainder,
             caption_fallback=caption_fallback,
             schedule=schedule,
+            as_=as_,
             state_dir=state_dir,
             progress=ui.progress,
         )
@@ -223,7 +229,26 @@ def plan(
             ["Bucket", "Images", "Cut off"],
             [[f"{part.width} x {part.height}", part.num_images, f"{part.cut:.1%}"] for part in result.buckets],
         )
+        if result.cut_captions:
+            ui.table(
+                ["Tokens", "Images", "Read up to", "Lost"],
+                [
+                    [cut.num_tokens, cut.num_images, f"...{cut.read[-30:]}", _short(cut.lost)]
+                    for cut in result.cut_captions[:CUTS_SHOWN]
+                ],
+            )
+        if result.mirror is not None:
+            from edkit.balance.others import NAMES
+
+            ui.table(
+                ["Here", "edkit", NAMES[result.mirror.trainer]],
+                [[trap.what, trap.edkit, trap.theirs] for trap in result.mirror.traps],
+            )
         ui.done(result, *_plan_lines(result))
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most].rstrip()}..."
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -234,12 +259,13 @@ def _span(counts: Sequence[int]) -> str:
 def _plan_lines(result: Planned) -> list[str]:
     lines = []
     for level, words in (
-        ("error", "errors: training refuses to start on them"),
-        ("warning", "warnings: they block nothing"),
+        ("error", "training refuses to start on them"),
+        ("warning", "they block nothing"),
     ):
         kinds = [kind for kind in result.kinds if kind.level == level]
         if kinds:
-            lines.append(f"{sum(kind.count for kind in kinds):,} {words}")
+            num = sum(kind.count for kind in kinds)
+            lines.append(f"{num:,} {level}{'' if num == 1 else 's'}: {words}")
             lines += [f"  {kind.count:,} {kind.code}, the first: {kind.first}" for kind in kinds]
     if result.num_small:
         lines.append(f"{result.num_small:,} images are smaller than their bucket")
@@ -249,18 +275,19 @@ def _plan_lines(result: Planned) -> list[str]:
     captions = "one caption for all" if result.num_captions == 1 else f"{result.num_captions:,} different captions"
     lines.append(f"{captions}{empty}")
     if result.cut_captions:
-        longest = result.cut_captions[0]
-        lines.append(
-            f"{len(result.cut_captions):,} captions are cut at 75 tokens; the longest has "
-            f"{longest.num_tokens}, and loses: {longest.lost[:60]}"
-        )
+        more = len(result.cut_captions) - CUTS_SHOWN
+        rest = f" ({more:,} more than shown; --json has all)" if more > 0 else ""
+        lines.append(f"{len(result.cut_captions):,} captions are cut at {result.max_tokens} tokens{rest}")
     elif result.cut_captions is not None:
-        lines.append("no caption is cut: all fit into 75 tokens")
+        lines.append(f"no caption is cut: all fit into {result.max_tokens} tokens")
     elif result.family is not None:
         lines.append('tokens were not counted (pip install "edkit[clip]")')
     if result.latent_bytes is not None and result.text_bytes is not None:
         latents, texts = console.size(result.latent_bytes), console.size(result.text_bytes)
         lines.append(f"caches: {latents} of latents, {texts} of text states where the text encoder is frozen")
+    if result.mirror is not None:
+        lines.append(f"no difference here: {', '.join(result.mirror.same)}")
+        lines.append(result.mirror.beyond)
     trains = f"{result.num_training:,} of {result.num_images:,} images train"
     picks = f"{_span(result.picks)} picks in {_span(result.steps)} steps of {result.batch_size} an epoch"
     mixed = f" ({_span(result.mixed_steps)} of them mixed)" if any(result.mixed_steps) else ""

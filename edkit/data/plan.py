@@ -342,6 +342,10 @@ class Plan:
         """Picks drawn for the epoch (its leftover trains in the next one)."""
         return self._total(epoch + 1) - self._total(epoch)
 
+    def picked(self, epoch: int) -> _Ints:
+        """The images drawn for the epoch, in no order that means anything; one comes as often as it is picked."""
+        return self._picks(epoch)[0]
+
     def picks_by_folder(self, epoch: int) -> dict[Path, int]:
         """How many picks each folder gives the epoch; folders that give none are there as 0."""
         found = {folder.path: 0 for folder in self.dataset.folders}
