@@ -17,6 +17,31 @@ from typing import Any
 
 from edkit.data.errors import BadInput
 
+_VALIDATION: Mapping[str, Any] = {
+    "validate_training": True,
+    "val_split_mode": "automatic",
+    "auto_split_proportion": 0.15,
+    "stabilize_training_loss": False,
+    "stabilize_split_proportion": 0.15,
+    "every_n_epochs": 1,
+    "seed": 555,
+}
+VALIDATION_KEYS: Mapping[str, str] = {
+    "validate_training": "false: nothing is held out",
+    "val_split_mode": "automatic: `validate_share`; manual: `validate_root`; none",
+    "auto_split_proportion": "`validate_share`, near-duplicates on one side; 0.15 where it is silent",
+    "manual_data_root": "`validate_root`",
+    "extra_manual_datasets": "`validate_sets`",
+    "stabilize_training_loss": "`validate_train_share`",
+    "stabilize_split_proportion": "its size; 0.15 where it is silent",
+    "every_n_epochs": "`validate_every_epochs`",
+    "seed": "`validate_seed`",
+    "use_relative_loss": "refused: losses are told as they are",
+    "batch_size": "told: each image is measured alone",
+    "resolution": "told: it is the run's",
+}
+"""Each key of a validation config, and what becomes of it, in words for the docs."""
+
 # where the file is silent, EveryDream's own defaults hold, as far as they differ from edkit's
 DEFAULTS: Mapping[str, Any] = {
     "train_text_encoder": True,
@@ -45,7 +70,7 @@ def read_everydream(path: Path) -> EveryDream:
 
     Raises BadInput with the file and the key: not JSON, an unknown key (with the nearest), a value edkit can't take.
     """
-    said = _json(path)
+    said = read_json(path)
     made = EveryDream(settings=dict(DEFAULTS))
     unknown = [key for key in said if key not in KEYS and not key.startswith(("_", "doc"))]
     if unknown:
@@ -227,39 +252,71 @@ def _prompts(k: _Key) -> None:
     if not k.value:
         return
     path = k.file()
-    if path.suffix.lower() != ".json":
-        lines = _text(path).splitlines()
-        k.set("sample_prompts", [line.strip() for line in lines if line.strip() and not line.startswith("#")])
+    k.set("sample_prompts", str(path))
+    every = read_json(path).get("generate_samples_every_n_steps") if path.suffix.lower() == ".json" else None
+    if every is not None:
+        k.set("sample_every_steps", int(every))
+
+
+def _samples_every(k: _Key) -> None:
+    if "sample_every_steps" not in k.made.settings:  # the file of prompts says it more strongly
+        _or_none("sample_every_steps", int)(k)
+
+
+def _wandb(k: _Key) -> None:
+    if k.value:
+        k.set("wandb", True)
+
+
+def _validation(k: _Key) -> None:
+    if not k.value:
         return
-    said = _json(path)
-    samples = [sample for sample in said.get("samples", []) if isinstance(sample, dict)]
-    prompts = [str(sample["prompt"]) for sample in samples if sample.get("prompt")]
-    if any(sample.get("random_caption") for sample in samples):
-        k.tell(f"{path.name}: random_caption is left out; name the prompts")
-    k.set("sample_prompts", prompts)
-    if said.get("num_inference_steps"):
-        k.set("sample_steps", int(said["num_inference_steps"]))
-    if isinstance(said.get("seed"), int) and said["seed"] >= 0:
-        k.set("sample_seed", said["seed"])
-    scales = said.get("cfgs") or []
-    if scales:
-        k.set("sample_guidance", float(scales[0]))
-    if len(scales) > 1:
-        k.tell(f"{path.name}: pictures are drawn at the first of its cfgs, {scales[0]}")
-    negatives = {str(sample.get("negative_prompt") or "") for sample in samples}
-    if len(negatives) == 1:
-        k.set("sample_negative", negatives.pop())
-    elif negatives:
-        k.tell(f"{path.name}: negative prompts differ between samples; none is used")
-    if any(key in sample for sample in samples for key in ("size", "aspect_ratio", "cfgs", "seed")):
-        k.tell(f"{path.name}: sizes, cfgs and seeds of single samples are left out")
+    path = k.file()
+    said = {**_VALIDATION, **read_json(path)}
+    # what older versions called them
+    for old, new in (("val_data_root", "manual_data_root"), ("val_split_proportion", "auto_split_proportion")):
+        if old in said:
+            said[new] = said.pop(old)
+    for key in said:
+        if key not in VALIDATION_KEYS:
+            near = difflib.get_close_matches(key, VALIDATION_KEYS, n=1, cutoff=0.5)
+            mend = f"did you mean {near[0]!r}?" if near else "take it out"
+            raise BadInput(f"{key!r} is no key of EveryDream 2's validation", where=str(path), mend=mend)
+
+    def beside(root: Any) -> str:
+        return str(path.parent / root) if (path.parent / str(root)).exists() else str(root)
+
+    mode = said["val_split_mode"] if said["validate_training"] else "none"
+    if mode == "automatic":
+        k.set("validate_share", said["auto_split_proportion"])
+    elif mode == "manual":
+        if not said.get("manual_data_root"):
+            raise BadInput("val_split_mode is manual", where=str(path), mend="name the folder: manual_data_root")
+        k.set("validate_root", beside(said["manual_data_root"]))
+    elif mode != "none":
+        raise BadInput(f"val_split_mode = {json.dumps(mode)}", where=str(path), mend="automatic, manual or none")
+    extra = said.get("extra_manual_datasets") or {}
+    if not isinstance(extra, dict):
+        raise BadInput("extra_manual_datasets: names and folders are wanted", where=str(path))
+    if extra:
+        k.set("validate_sets", {name: beside(root) for name, root in extra.items()})
+    if said["stabilize_training_loss"]:
+        k.set("validate_train_share", said["stabilize_split_proportion"])
+    k.set("validate_every_epochs", said["every_n_epochs"])
+    k.set("validate_seed", said["seed"])
+    if said.get("use_relative_loss"):
+        what = "use_relative_loss = true: losses are told as they are"
+        raise BadInput(what, where=str(path), mend="set it to false; the loss of step 0 stands beside the others")
+    for key in ("batch_size", "resolution"):
+        if said.get(key) is not None:
+            k.tell(f"{path.name}: {key}: each image is measured alone, at the run's resolution")
 
 
 def _optimizer(k: _Key) -> None:
     if not k.value:
         return
     path = k.file()
-    said = _json(path)
+    said = read_json(path)
     known = {"base", "text_encoder_overrides", "text_encoder_lr_scale", "text_encoder_freezing"}
     strange = [key for key in said if key not in known | {"doc", "apply_grad_scaler_step_tweaks"}]
     if strange:
@@ -372,8 +429,8 @@ KEYS: dict[str, Rule] = {
     "ema_sample_ema_model": Rule("what edkit does", _elsewhere),
     "ema_resume_model": Rule("refused", _refused("a run goes on with all it had", "edkit train --resume RUN_DIR")),
     "optimizer_config": Rule("read; see below", _optimizer),
-    "sample_prompts": Rule("read: `sample_prompts`, `sample_steps`, `sample_guidance`, `sample_seed`", _prompts),
-    "sample_steps": Rule("`sample_every_steps`", _or_none("sample_every_steps", int)),
+    "sample_prompts": Rule("`sample_prompts`: the file, read anew at every sampling", _prompts),
+    "sample_steps": Rule("`sample_every_steps`", _samples_every),
     "save_every_n_epochs": Rule("`save_every_epochs`", _or_none("save_every_epochs", int)),
     "save_ckpts_from_n_epochs": Rule(
         "told: saves begin with the first", _no_meaning("saves begin with the first epoch", harmless=(None, 0))
@@ -389,16 +446,14 @@ KEYS: dict[str, Rule] = {
     "logdir": Rule("see `project_name`", _elsewhere),
     "log_step": Rule("`log_every_steps`", _same("log_every_steps")),
     "gpuid": Rule("`device`", _gpu),
-    "validation_config": Rule(
-        "told: all images train for now", _no_meaning("edkit holds no images back yet: all of them train")
-    ),
+    "validation_config": Rule("read; see below", _validation),
     "write_schedule": Rule("told: `edkit plan --schedule`", _no_meaning("edkit plan --schedule FILE writes it")),
     "rated_dataset": Rule("refused", _refused("edkit trains all images of every epoch", "use multiply.txt instead")),
     "rated_dataset_target_dropout_percent": Rule("see `rated_dataset`", _elsewhere),
     "load_settings_every_epoch": Rule(
         "refused", _refused("a run's settings hold from its first step to its last", "take it out")
     ),
-    "wandb": Rule("told: metrics.jsonl and TensorBoard", _no_meaning("metrics go to metrics.jsonl and TensorBoard")),
+    "wandb": Rule("`wandb`", _wandb),
     "lowvram": Rule("`gradient_checkpointing`", _low_memory),
     "disable_xformers": Rule("told: attention is torch's own", _elsewhere),
     "attn_type": Rule("told: attention is torch's own", _elsewhere),
@@ -408,7 +463,8 @@ KEYS: dict[str, Rule] = {
 }
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; BadInput where it is none, or can't be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -417,9 +473,9 @@ def _text(path: Path) -> str:
         raise BadInput("is not UTF-8", where=str(path), mend="save it as UTF-8") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """JSON with the `#` comments and trailing commas that EveryDream's own files have."""
-    text = _text(path)
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object with the `#` comments and trailing commas that EveryDream's own files have, or BadInput."""
+    text = read_text(path)
     plain = re.sub(r'("(?:[^"\\]|\\.)*")|#[^\n]*', lambda m: m[1] or "", text)
     plain = re.sub(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', lambda m: m[1] or "", plain)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ class Request:
     """One picture to draw; it grows from noise that is a function of (seed, prompt, occurrence) and size."""
 
     prompt: str
+    negative: str | None = None  # None: as the call says
     seed: int = 555
     occurrence: int = 0  # which of several pictures of this prompt
 
@@ -132,7 +132,9 @@ def draw(
                 noise = torch.cat([normal(shape, r.seed, "generate", [(r.prompt, r.occurrence)]) for r in padded])
                 with autocast:
                     text = family.encode_text(_on(family.tokenize([r.prompt for r in padded]), device))
-                    empty = family.encode_text(_on(family.tokenize([negative] * rows), device))
+                    empty = family.encode_text(
+                        _on(family.tokenize([negative if r.negative is None else r.negative for r in padded]), device)
+                    )
                     latents = family.denoise(noise.to(device), text, empty, steps=steps, guidance=guidance)
                 pixels = family.decode_latents(latents.float())[: len(some)]
                 values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
@@ -144,22 +146,27 @@ def draw(
     return pictures
 
 
-def grid(pictures: Sequence[Image.Image], labels: Sequence[str], *, columns: int | None = None) -> Image.Image:
-    """All pictures on one sheet, each with its label (cut to its width) below."""
+def grid(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """A sheet of pictures: a row for each prompt, which stands at its left, and a column for each of `columns`."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = columns or min(len(pictures), max(1, math.ceil(len(pictures) ** 0.5)))
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    font = ImageFont.load_default(12)
-    cell, line = max(width, 96), 16
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (cell + 4) + 4, rows * (height + 2 * line + 4) + 4), "white")
+    font, line, gap, margin = ImageFont.load_default(13), 17, 6, 176
+    widths = [max(row[i].width for row in rows) for i in range(len(columns))]
+    heights = [max(2 * line, *(picture.height for picture in row)) for row in rows]
+    head = line + gap if any(columns) else gap
+    size = (margin + sum(widths) + gap * (len(widths) + 1), head + sum(heights) + gap * len(heights))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = 4 + (i % columns) * (cell + 4), 4 + (i // columns) * (height + 2 * line + 4)
-        sheet.paste(picture, (x, y))
-        for n, text in enumerate(_two_lines(label, font, cell)):
-            pen.text((x, y + height + n * line), text, fill="black", font=font)
+    lefts = [margin + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    for left, name in zip(lefts, columns, strict=True):
+        pen.text((left, 3), name, fill="black", font=font)
+    top = head
+    for row, prompt, height in zip(rows, prompts, heights, strict=True):
+        for n, text in enumerate(_lines(prompt, font, margin - gap, max(2, height // line))):
+            pen.text((gap, top + n * line), text, fill="black", font=font)
+        for left, picture in zip(lefts, row, strict=True):
+            sheet.paste(picture, (left, top))
+        top += height + gap
     return sheet
 
 
@@ -224,10 +231,11 @@ def _free_name(request: Request, taken: set[str]) -> str:
     return f"{stem}_({n}).png"
 
 
-def _two_lines(label: str, font: Any, width: int) -> list[str]:
+def _lines(label: str, font: Any, width: int, most: int) -> list[str]:
+    """The label broken into at most so many lines, at words where there are any."""
     lines: list[str] = []
     rest = " ".join(label.split())
-    while rest and len(lines) < 2:
+    while rest and len(lines) < most:
         cut = len(rest)
         while cut > 1 and font.getlength(rest[:cut]) > width:
             cut -= 1

@@ -29,11 +29,12 @@ from edkit.train.boards import Board, TensorBoard, Wandb
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
 from edkit.train.families.base import DTYPES, Family
-from edkit.train.generate import Request, draw, pick_device
+from edkit.train.generate import draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
 from edkit.train.prepare import Prepared, Summary, prepare
+from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet
 from edkit.train.record import DATASET_FILE, read_record
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
 from edkit.train.stop import Stopped, listening
@@ -221,6 +222,12 @@ class _Loop:
     ) -> None:
         self.s, self.family, self.data, self.run_dir = s, family, data, run_dir
         self.device, self.progress = device, progress
+        defaults = SamplePrompt(prompt=None, negative=s.sample_negative, seed=s.sample_seed)
+        self.prompts = Prompts(
+            s.sample_prompts,
+            SampleSheet(prompts=(defaults,), guidance=s.sample_guidance, steps=s.sample_steps),
+            say=progress.say,
+        )
         self.trainer = Trainer(s, family, device, total_steps=data.total_steps, where=run_dir)
         self.loader = Loader(
             family=family,
@@ -544,30 +551,37 @@ class _Loop:
             self.samples()
 
     def samples(self) -> None:
-        """Draw the sample prompts with the model as it stands."""
-        s = self.s
-        if not s.sample_prompts or not ranks.is_first():
+        """Draw the sample prompts, as they are now, with the model as it stands."""
+        if not ranks.is_first():
             return
-        counts: dict[str, int] = {}
-        requests = []
-        for prompt in s.sample_prompts:
-            requests.append(Request(prompt=prompt, seed=s.sample_seed, occurrence=counts.get(prompt, 0)))
-            counts[prompt] = counts.get(prompt, 0) + 1
-        side = self.family.resolution if s.resolution is None else s.resolution
-        side -= side % self.family.bucket_step
+        assert self.s.resolution is not None  # resolved
+        sheet = self.prompts.now()
+        rows = sheet.rows(
+            step=self.step, captions=self.data.captions, resolution=self.s.resolution,
+            bucket_step=self.family.bucket_step,
+        )  # fmt: skip
+        if not rows:
+            return
+        requests = [request for request, _ in rows]
+        drawn: dict[tuple[int, float], Any] = {}
         try:
             with self.trainer.averaged(), self.stop.at_once():
-                pictures = draw(
-                    self.family, requests, steps=s.sample_steps, guidance=s.sample_guidance, size=(side, side),
-                    negative=s.sample_negative, precision=s.precision, device=self.device, progress=self.progress,
-                )  # fmt: skip
+                for scale in sheet.guidance:
+                    for size in dict.fromkeys(size for _, size in rows):
+                        some = [i for i, (_, own) in enumerate(rows) if own == size]
+                        pictures = draw(
+                            self.family, [requests[i] for i in some], steps=sheet.steps, guidance=scale, size=size,
+                            batch_size=sheet.batch_size, precision=self.s.precision, device=self.device,
+                            progress=self.progress,
+                        )  # fmt: skip
+                        drawn |= {(i, scale): picture for i, picture in zip(some, pictures, strict=True)}
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
             self.progress.say(f"no pictures at step {self.step:,}: {self.device} is out of memory; training goes on")
             return
-        said = {"seed": s.sample_seed, "steps": s.sample_steps, "guidance": s.sample_guidance}
-        self.grids.append(self.watch.pictures(self.step, pictures, s.sample_prompts, said))
+        table = [[drawn[i, scale] for scale in sheet.guidance] for i in range(len(rows))]
+        self.grids.append(self.watch.pictures(self.step, table, requests, sheet.guidance, {"steps": sheet.steps}))
 
 
 class _Meter:

@@ -70,6 +70,7 @@ class Prepared:
     fingerprint: str  # the record's hash: keys, contents, captions, options
     validation: tuple[ValidationSet, ...]
     model_hash: str
+    captions: Sequence[str]  # of the images that train, each once, sorted
     sample: Callable[[int], Sample]
     view: Callable[[Pick], View]
     latents: Callable[[Sequence[View]], list[Tensor]]
@@ -283,6 +284,7 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache,
         fingerprint=record.root_hash if ids else "",
         validation=data.validation(s) if ids else (),
         model_hash=family.model_hash(),
+        captions=sorted({dataset.caption(i).text for i in range(len(dataset))}),
         sample=dataset.sample,
         view=view,
         latents=cache.latents,

@@ -131,10 +131,10 @@ class TrainSettings:
     keep_exports: int | None = None  # of those; None: 5 whole models, or every LoRA
     export_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     export_single_file: bool = False  # the export holds model.safetensors in the original layout, too
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: tuple[str, ...] | Path = ()  # or a .txt or .json file of them, read anew at every sampling
     sample_every_steps: int | None = None  # None with prompts: at step 0 and at the end
     sample_steps: int = 25
-    sample_guidance: float = 5.0
+    sample_guidance: tuple[float, ...] = (5.0,)  # one column of pictures each
     sample_negative: str = ""
     sample_seed: int = 555
     tensorboard: bool = True
@@ -229,13 +229,14 @@ def resolve(
     settings: TrainSettings, *, resolution: int, bucket_step: int, num_timesteps: int, family: str
 ) -> TrainSettings:
     """The settings with nothing left open: the family's numbers, absolute paths, a seed drawn for -1."""
-    lr = _usual_lr(settings) if settings.lr is None else settings.lr
+    lr, prompts = _usual_lr(settings) if settings.lr is None else settings.lr, settings.sample_prompts
     chosen = settings.but(
         data_root=_absolute(settings.data_root),
         validate_root=settings.validate_root and _absolute(settings.validate_root),
         validate_sets=settings.validate_sets and {k: _absolute(v) for k, v in settings.validate_sets.items()},
         model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
         state_dir=settings.state_dir and settings.state_dir.absolute(),
+        sample_prompts=prompts.absolute() if isinstance(prompts, Path) else prompts,
         family=family,
         resolution=settings.resolution or resolution,
         bucket_step=settings.bucket_step or bucket_step,
@@ -316,7 +317,7 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     for key in said:
         _known(key, where=f"{path}:{lines[key]}" if key in lines else str(path))
     folder = path.resolve().parent
-    for key in ("out", "state_dir"):
+    for key in ("out", "state_dir", "sample_prompts"):
         if isinstance(said.get(key), str):
             said[key] = folder / said[key]
     if isinstance(said.get("model"), str) and (folder / said["model"]).is_dir():
@@ -378,6 +379,8 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
                 return value
         elif origin is tuple:
             inner = typing.get_args(kind)[0]
+            if inner is float and _is(value, float):
+                return (float(value),)
             if isinstance(value, list | tuple) and all(_is(v, inner) for v in value):
                 return tuple(float(v) if inner is float else v for v in value)
         elif kind is Path:
@@ -405,7 +408,7 @@ def _in_words(wanted: tuple[Any, ...]) -> str:
         if typing.get_origin(kind) is Literal:
             said.append("one of " + ", ".join(str(v) for v in typing.get_args(kind)))
         elif typing.get_origin(kind) is tuple:
-            said.append("a list of " + {str: "texts", float: "two numbers"}[typing.get_args(kind)[0]])
+            said.append("a list of " + {str: "texts", float: "numbers"}[typing.get_args(kind)[0]])
         elif kind in words:
             said.append(words[kind])
     return " or ".join(said)
@@ -453,7 +456,6 @@ def _check(s: TrainSettings) -> None:
         "embedding_perturbation",
         "lr_warmup_steps",
         "keep_tags",
-        "sample_guidance",
         "timestep_start",
         "sample_seed",
         "validate_seed",
@@ -473,6 +475,8 @@ def _check(s: TrainSettings) -> None:
     need("debiased", not (s.debiased and s.min_snr_gamma), "goes with no min_snr_gamma: both weigh the timesteps")
     need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
+    guided = bool(s.sample_guidance) and all(scale >= 0 for scale in s.sample_guidance)
+    need("sample_guidance", guided, "must be numbers that are not negative")
     need("max_aspect", s.max_aspect >= 1, "must be at least 1")
     need("seed", s.seed >= -1, "must be -1 or more")
     need(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from edkit.data.image import Crop
 from edkit.train.boards import Board
-from edkit.train.generate import grid, write_png
+from edkit.train.generate import Request, grid, write_png
 from edkit.train.loader import Batch
 
 if TYPE_CHECKING:
@@ -123,18 +123,31 @@ class Watch:
                 os.fsync(file.fileno())
 
     def pictures(
-        self, step: int, pictures: Sequence[Image.Image], prompts: Sequence[str], text: Mapping[str, Any]
+        self,
+        step: int,
+        rows: Sequence[Sequence[Image.Image]],
+        requests: Sequence[Request],
+        guidance: Sequence[float],
+        text: Mapping[str, Any],
     ) -> Path:
-        """Write samples/step-N/, each prompt's picture, and their grid samples/step-N.png."""
+        """Write samples/step-N/, a picture for each request (rows) at each guidance (columns), and their grid
+        samples/step-N.png.
+        """
         folder = self._run_dir / "samples" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            write_png(folder / f"{i + 1:02d}.png", picture, {"prompt": prompt, "step": step, **text})
-        named = {f"samples/{i + 1:02d} {p[:60]}": pictures[i] for i, p in enumerate(prompts)}
+        named = {}
+        for i, (row, request) in enumerate(zip(rows, requests, strict=True), start=1):
+            for picture, scale in zip(row, guidance, strict=True):
+                more = f" guidance {scale:g}" if len(guidance) > 1 else ""
+                said = {"prompt": request.prompt, "negative": request.negative or "", "seed": request.seed}
+                path = folder / f"{i:02d}{more.replace(' ', '-')}.png"
+                write_png(path, picture, {**said, "guidance": scale, "step": step, **text})
+                named[f"samples/{i:02d} {request.prompt[:60]}{more}"] = picture
         for board in self._boards:
             board.pictures(step, named)
         sheet = self.grid_path(step)
-        write_png(sheet, grid(pictures, list(prompts)), {"step": step})
+        columns = [f"guidance {scale:g}" for scale in guidance]
+        write_png(sheet, grid(rows, [request.prompt for request in requests], columns), {"step": step})
         return sheet
 
     def grid_path(self, step: int) -> Path:

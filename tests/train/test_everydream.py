@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edkit.data.errors import BadInput
-from edkit.train.everydream import KEYS, read_everydream
+from edkit.train.everydream import KEYS, VALIDATION_KEYS
 from edkit.train.loop import train
 from edkit.train.settings import TrainSettings, read_settings
 
@@ -58,6 +58,8 @@ def write(folder: Path, **changes: Any) -> Path:
     (folder / "optimizer.json").write_text(json.dumps(OPTIMIZER), encoding="utf-8")
     (folder / "sample_prompts.txt").write_text("a dog\n\n# not this\nher on a beach\n", encoding="utf-8")
     (folder / "sample_prompts.json").write_text(SAMPLES, encoding="utf-8")
+    if not (folder / "validation_default.json").exists():
+        (folder / "validation_default.json").write_text('{"validate_training": true}', encoding="utf-8")
     path = folder / "train.json"
     path.write_text(json.dumps(TRAIN | changes), encoding="utf-8")
     return path
@@ -70,11 +72,9 @@ def test_the_config_it_ships_with_runs_as_it_is(tmp_path: Path) -> None:
     assert (s.offset_noise, s.clip_grad_norm, s.clip_skip, s.seed, s.precision) == (0.02, None, 1, 555, "fp16")
     assert (s.optimizer, s.betas, s.eps, s.weight_decay) == ("adamw", (0.9, 0.99), 1e-7, 0.02)
     assert (s.text_encoder_layers, s.sample_every_steps, s.save_every_epochs) == (6, 300, 20)
-    assert s.sample_prompts == ("a dog", "her on a beach") and s.gradient_checkpointing
+    assert s.sample_prompts == tmp_path / "sample_prompts.txt" and s.gradient_checkpointing
     assert s.model == "panopstor/EveryDream" and s.data_root == str(tmp_path / "photos")
     assert s.out is not None and re.fullmatch(r"logs.project_abc-\d{8}-\d{6}", str(s.out))
-    notes = read_everydream(tmp_path / "train.json").notes
-    assert [note for note in notes if note.startswith("validation_config: edkit holds no images back yet")]
     assert read_settings(tmp_path / "train.json", {"lr": 1e-5}).lr == 1e-5  # flags are stronger
 
 
@@ -96,13 +96,38 @@ def test_every_choice_of_the_loss_is_taken_over(tmp_path: Path) -> None:
     assert (s.lr_decay_steps, s.clip_grad_norm, s.device) == (2500, 1.0, "cuda:1")
 
 
-def test_sample_prompts_are_read_from_json_with_comments(tmp_path: Path) -> None:
-    path = write(tmp_path, sample_prompts="sample_prompts.json")
+def test_sample_prompts_stay_a_file_that_may_change(tmp_path: Path) -> None:
+    s = read_settings(write(tmp_path, sample_prompts="sample_prompts.json"))
+    assert s.sample_prompts == tmp_path / "sample_prompts.json" and s.sample_every_steps == 300
+    more = SAMPLES.replace('"seed": 7', '"seed": 7, "generate_samples_every_n_steps": 50')
+    (tmp_path / "sample_prompts.json").write_text(more, encoding="utf-8")
+    assert read_settings(tmp_path / "train.json").sample_every_steps == 50
+
+
+def test_a_validation_config_runs_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path)
     s = read_settings(path)
-    assert s.sample_prompts == ("a man # 1",) and s.sample_negative == ""
-    assert (s.sample_guidance, s.sample_steps, s.sample_seed) == (7.0, 15, 7)
-    notes = " ".join(read_everydream(path).notes)
-    assert "random_caption" in notes and "first of its cfgs" in notes
+    assert (s.validate_share, s.validate_every_epochs, s.validate_seed, s.validate_train_share) == (0.15, 1, 555, 0)
+    (tmp_path / "kept").mkdir()
+    said: dict[str, Any] = {"val_split_mode": "manual", "manual_data_root": "kept", "every_n_epochs": 3, "seed": 1}
+    said |= {"extra_manual_datasets": {"santa suit": "/photos/santa"}, "stabilize_training_loss": True}
+    (tmp_path / "validation_default.json").write_text(json.dumps(said), encoding="utf-8")
+    s = read_settings(path)
+    assert s.validate_root == str(tmp_path / "kept") and s.validate_sets == {"santa suit": "/photos/santa"}
+    assert (s.validate_share, s.validate_train_share, s.validate_every_epochs, s.validate_seed) == (0, 0.15, 3, 1)
+    for wrong, words in [
+        ({"val_split_mode": "manual"}, "name the folder: manual_data_root"),
+        ({"val_split_mode": "half"}, "automatic, manual or none"),
+        ({"use_relative_loss": True}, "losses are told as they are"),
+        ({"every_n_epoch": 1}, "did you mean 'every_n_epochs'"),
+        ({"every_n_epochs": 0}, "must be at least 1"),
+    ]:
+        (tmp_path / "validation_default.json").write_text(json.dumps(wrong), encoding="utf-8")
+        with pytest.raises(BadInput, match=words):
+            read_settings(path)
+    (tmp_path / "validation_default.json").write_text('{"validate_training": false}', encoding="utf-8")
+    s = read_settings(path)
+    assert s.validate_share == 0 and s.validate_root is None
 
 
 @pytest.mark.parametrize(
@@ -142,13 +167,15 @@ def test_the_docs_say_what_becomes_of_every_key() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "everydream.md").read_text(encoding="utf-8")
     for key, rule in KEYS.items():
         assert f"| `{key}` | {rule.words} |" in text
+    for key, words in VALIDATION_KEYS.items():
+        assert f"| `{key}` | {words} |" in text
 
 
 def test_a_small_run_from_a_train_json(tmp_path: Path, model: Path, pictures: Path) -> None:
     path = write(
         tmp_path, data_root=str(pictures), resume_ckpt=str(model), resolution=32, batch_size=2, grad_accum=2,
         disable_amp=True, gradient_checkpointing=False, sample_steps=0, logdir=str(tmp_path / "logs"),
-        sample_prompts=None,
+        sample_prompts=None, validation_config=None,
     )  # fmt: skip
     s: TrainSettings = read_settings(path, {"device": "cpu", "tensorboard": False, "num_threads": 1})
     run = train(s)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from edkit.data.errors import UsageError
 from edkit.train.families import load_family
@@ -74,8 +74,26 @@ def test_sizes_the_model_cannot_draw_are_refused(model: Path, tmp_path: Path) ->
     assert parse_size("768x512") == (768, 512)
 
 
-def test_a_grid_holds_every_picture_with_its_label() -> None:
-    pictures = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
-    sheet = grid(pictures, ["one", "a label that is far too long for the width of its picture", "three"])
-    colors = {color for _, color in sheet.getcolors(1 << 20) or []}
-    assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colors
+def test_a_grid_has_a_row_for_each_prompt_and_a_column_for_each_guidance() -> None:
+    colours = [["red", "green"], ["blue", "yellow"]]
+    rows = [[Image.new("RGB", (64, 48 if i else 32), colour) for colour in row] for i, row in enumerate(colours)]
+    sheet = grid(
+        rows, ["a label that is far too long for the width that it has beside its pictures", "two"], ["7", "4"]
+    )
+    where = {colour: [] for colour in ("red", "green", "blue", "yellow")}
+    for name, found in where.items():
+        pixels = sheet.load()
+        assert pixels is not None
+        found += [(x, y) for x in range(0, sheet.width, 4) for y in range(0, sheet.height, 4)
+                  if pixels[x, y] == ImageColor.getrgb(name)]  # fmt: skip
+    left, top = ({name: min(spot[i] for spot in spots) for name, spots in where.items()} for i in (0, 1))
+    assert left["red"] == left["blue"] < left["green"] == left["yellow"]
+    assert top["red"] == top["green"] < top["blue"] == top["yellow"]
+
+
+def test_each_picture_has_its_own_negative_prompt(model: Path) -> None:
+    family = load_family(model)
+    both = [Request(prompt="a", negative="b"), Request(prompt="a")]
+    one, other = draw(family, both, steps=2, guidance=4.0, device=torch.device("cpu"), negative="c")
+    again = draw(family, both[:1], steps=2, guidance=4.0, device=torch.device("cpu"))
+    assert one.tobytes() == again[0].tobytes() != other.tobytes()
