@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edkit import nano
 from edkit.data.errors import BadInput, MissingExtra, Problem, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
-from edkit.measure.families import Family, unread
+from edkit.measure.families import FAMILIES, Family, unread
 from edkit.measure.families import family as family_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edkit.data.catalog import Catalog
     from edkit.data.dataset import Dataset
     from edkit.data.plan import Plan
+    from edkit.data.rates import Rate
 
 DEEP_CUT = 0.2  # part of an image that a crop may take before it is counted
 BYTES_A_VALUE = 2  # caches are kept in 16 bits
@@ -97,6 +98,8 @@ class Planned:
     num_empty_captions: int
     max_tokens: int | None  # that the family's text encoder reads
     cut_captions: tuple[CutCaption, ...] | None  # None: no tokenizer, or no family given that cuts
+    rate: Rate | None  # of the last run at this resolution on this machine, of this family
+    seconds: float | None  # at that rate
     latent_bytes: int | None
     text_bytes: int | None
     kinds: tuple[Kind, ...]
@@ -131,6 +134,7 @@ def plan(
 
     from edkit.data.dataset import read
     from edkit.data.plan import Plan, PlanSettings
+    from edkit.data.rates import last_rate
 
     if epochs < 1:
         raise UsageError(f"{epochs} epochs are no run", where="--epochs", mend="give 1 or more")
@@ -146,6 +150,8 @@ def plan(
     )
     with _catalog(Path(root), state_dir, progress) as catalog:
         whole = read(root, catalog=catalog, caption_fallback=caption_fallback, progress=progress)
+        named = family if family in FAMILIES else None
+        rate = last_rate(catalog, resolution=wanted, family=named) if catalog else None
     if not len(whole):
         raise BadInput("no images in it", where=str(root))
     dataset, _ = whole.without_errors()
@@ -199,6 +205,8 @@ def plan(
         num_empty_captions=dataset.num_empty_captions,
         max_tokens=shape.max_tokens if shape else None,
         cut_captions=cut_captions,
+        rate=rate,
+        seconds=sum(picks for picks, _, _ in made) / rate.images_per_second if rate else None,
         latent_bytes=_latent_bytes(sizes, shape) if shape else None,
         text_bytes=len(ids) * shape.text_values * BYTES_A_VALUE if shape else None,
         kinds=_kinds(problems),

@@ -257,6 +257,8 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _plan_lines(result: Planned) -> list[str]:
+    from edkit.page.layout import duration
+
     lines = []
     for level, words in (
         ("error", "training refuses to start on them"),
@@ -293,7 +295,11 @@ def _plan_lines(result: Planned) -> list[str]:
     mixed = f" ({_span(result.mixed_steps)} of them mixed)" if any(result.mixed_steps) else ""
     lines.append(f"{trains}: {picks}{mixed}")
     epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
-    lines.append(f"{result.total_steps:,} steps in {epochs}")
+    if result.rate is not None and result.seconds is not None:
+        time = f"about {duration(result.seconds)} at the {result.rate}"
+    else:
+        time = "how long they take is known once a run at this resolution has been here"
+    lines.append(f"{result.total_steps:,} steps in {epochs}: {time}")
     if result.schedule is not None:
         lines.append(f"every step: {result.schedule}")
     return lines

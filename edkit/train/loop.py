@@ -33,7 +33,7 @@ from edkit.train.generate import draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
-from edkit.train.prepare import Prepared, Summary, prepare
+from edkit.train.prepare import Prepared, Summary, prepare, remember_rate
 from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet
 from edkit.train.record import DATASET_FILE, read_record
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
@@ -63,6 +63,8 @@ _HARMLESS |= {
 }
 _HARMLESS |= {"validate_every_steps", "validate_every_epochs", "wandb", "step_ledger"}
 _HARMLESS |= {"cache_latents", "leave_out_broken"}
+
+_TELLING = 20  # steps from which on a run's rate says something of the next one's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +176,16 @@ def _train(
         _warn_of_slow_halves(settings, device, progress)
         loop.run(stack)
         seconds = time.perf_counter() - started
+        if ranks.is_first() and loop.num_images >= _TELLING * settings.batch_size:
+            remember_rate(settings, images_per_second=loop.num_images / seconds, device=_device_name(device))
         return _run(
             loop.s, data.summary, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
             resumed_from=None if state is None else int(state["step"]),
         )  # fmt: skip
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def find_run(

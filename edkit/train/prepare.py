@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from edkit.data.errors import BadInput, Problem, StateError
 from edkit.data.places import state_dir_for
 from edkit.data.plan import Pick, Plan, PlanSettings, Step
 from edkit.data.progress import Progress
+from edkit.data.rates import keep_rate
 from edkit.data.sample import Options, Sample
 from edkit.train import ranks
 from edkit.train.cache import LatentCache, View
@@ -290,6 +292,20 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache,
         latents=cache.latents,
         steps=steps,
     )
+
+
+def remember_rate(s: TrainSettings, *, images_per_second: float, device: str) -> None:
+    """Keep how fast a run with these (resolved) settings went, for what `plan` and the next run say of their time."""
+    assert s.resolution is not None  # resolved
+    # another command may hold the state by now; a rate that isn't kept does no harm
+    with (
+        contextlib.suppress(StateError),
+        Catalog.open(_first_root(s), state_dir=s.state_dir, command="train") as catalog,
+    ):
+        keep_rate(
+            catalog, images_per_second=images_per_second, family=s.family, method=s.method, resolution=s.resolution,
+            device=device,
+        )  # fmt: skip
 
 
 def _first_root(s: TrainSettings) -> Path:

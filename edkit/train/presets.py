@@ -7,7 +7,6 @@ the optimizer changes a result, where AdamW's moments have no room. Everything a
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,7 +120,8 @@ def over_preset(
 
 def published_family(model: str) -> str | None:
     """The family of a model that is as large as the published ones; None for small ones and what can't be read."""
-    from edkit.train.families import REGISTRY, find_model, read_index
+    from edkit.train.families import find_model, read_index
+    from edkit.train.families.registry import REGISTRY, module_of
 
     try:
         found = find_model(model)
@@ -131,5 +131,4 @@ def published_family(model: str) -> str | None:
         pipeline = str(read_index(found).get("_class_name"))
     except (BadInput, OSError):
         return None  # loading the model tells it better
-    names = [name for name, module in REGISTRY.items() if pipeline in importlib.import_module(module).PIPELINES]
-    return names[0] if names else None
+    return next((name for name in REGISTRY if pipeline in module_of(name).PIPELINES), None)

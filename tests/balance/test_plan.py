@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from edkit.balance.plan import plan
+from edkit.cli.app import app
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
+from edkit.data.rates import keep_rate
+from edkit.page.layout import duration
 
 
 def draw(folder: Path, names: list[str], size: tuple[int, int] = (64, 64)) -> None:
@@ -115,3 +119,17 @@ def test_wrong_usage_is_told(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no images"):
         plan(tmp_path / "empty")
+
+
+def test_time_is_told_at_the_rate_of_the_last_run_here(photos: Path) -> None:
+    before = plan(photos, epochs=2)
+    assert before.rate is None and before.seconds is None
+    with Catalog.open(photos) as catalog:
+        keep_rate(catalog, images_per_second=0.5, family="sd1", method="lora", resolution=512, device="cpu")
+    after = plan(photos, epochs=2)
+    assert after.seconds == sum(after.picks) / 0.5
+    assert plan(photos, family="sd1").rate is not None
+    assert plan(photos, family="sd1", resolution=256).rate is None
+    assert plan(photos, family="sdxl", resolution=512).rate is None
+    said = CliRunner().invoke(app, ["plan", str(photos), "--epochs", "2"], catch_exceptions=False).output
+    assert f"about {duration(after.seconds)} at the 0.5 images/s of the last run here (sd1, lora, 512" in said

@@ -17,7 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, StateError, UsageError
+from edkit.data.rates import last_rate
 from edkit.train import checkpoint as ck
 from edkit.train.families import load_family
 from edkit.train.loop import find_run, train
@@ -47,6 +49,10 @@ def test_it_learns(settings: Settings) -> None:
     assert run.step == 60 and run.num_images == 480
     assert run.last_loss < 0.75 * run.first_loss
     assert len(read_metrics(run.run_dir)) == 60
+    # how fast it went is known to what comes next
+    with Catalog.open(Path(str(run.settings.data_root)), write=False) as catalog:
+        rate = last_rate(catalog, resolution=32, family="sd1")
+    assert rate is not None and rate.images_per_second == pytest.approx(run.images_per_second, rel=0.2)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(settings: Settings, tmp_path: Path) -> None:
