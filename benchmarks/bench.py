@@ -21,6 +21,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 VENVS = "EDKIT_BENCH_VENVS"  # where the peers' environments are kept; else a temporary folder
+DIFFUSERS = "EDKIT_BENCH_DIFFUSERS"  # the path of train_text_to_image.py from diffusers' source
 FIGURES = "EDKIT_BENCH_FIGURES"  # a file that collects what `tell` is told
 
 
@@ -72,10 +73,10 @@ def _processor() -> str:
     return f" ({', '.join(has)})" if has else ""
 
 
-def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each way gave, round after round, all of them taking turns; the first round only warms up."""
+def by_turns(ways: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[str, list[T]]:
+    """What each way gave, round after round, all of them taking turns; one round before them only warms up."""
     found: dict[str, list[T]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for name, way in ways.items():
             given = way()
             if number:

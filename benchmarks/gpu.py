@@ -24,7 +24,7 @@ from typing import Any
 
 import cache_speed
 import torch
-from bench import by_turns, machine, photos, tell
+from bench import DIFFUSERS, by_turns, machine, photos, tell
 from train_speed import Job, once, python_with_datasets, rate, squares
 
 from edkit.train.families import load_family
@@ -35,7 +35,7 @@ from edkit.train.settings import TrainSettings
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, metavar="DIR")
-    parser.add_argument("--diffusers-script", default=os.environ.get("EDKIT_BENCH_DIFFUSERS", ""), metavar="PATH")
+    parser.add_argument("--diffusers-script", default=os.environ.get(DIFFUSERS, ""), metavar="PATH")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="small models, 64 pixels, on the CPU: does it run at all")
@@ -116,7 +116,7 @@ def ways(family: str, job: Job, flops: float, limit: float, rounds: int) -> None
     if job.script and job.method == "full":
         peer = replace(job, way="diffusers", workers=8)
         calls["diffusers' script"] = lambda: once(peer, python_with_datasets())
-    runs = by_turns(calls, rounds)
+    runs = by_turns(calls, rounds, warm_up=False)
     rates = {name: statistics.median(map(rate_of(job.batch), some)) for name, some in runs.items()}
     for name, images in rates.items():
         done = images * flops / 1e12

@@ -2,9 +2,10 @@
 
     python benchmarks/run.py [theme...] [--photos DIR] [--full]
 
-Without a theme, all of them, which takes about 25 minutes on two cores; `--full` adds a table of 20 million rows and a
-plan of a million images. The programs that edkit is measured beside are installed into virtual environments of their
-own, once (`--venvs DIR`). Without `--photos` the pictures are drawn. A theme that fails is named, and the others go on.
+Without a theme, all of them, which takes about 20 minutes on two cores; `--full` adds a table of 20 million rows and a
+plan of a million images, which take 12 minutes more. The programs that edkit is measured beside are installed into
+virtual environments of their own, once (`--venvs DIR`); diffusers' training script is not in its package, and is named
+with `--diffusers-script`. Without `--photos` the pictures are drawn. A theme that fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import FIGURES, VENVS, machine
+from bench import DIFFUSERS, FIGURES, VENVS, machine
 
 HERE = Path(__file__).resolve().parent
 BEGIN = "<!-- measured: run.py writes from here -->"
@@ -54,18 +55,19 @@ THEMES = {
     "start": Theme(),
     "table_scan": Theme(full=("--rows", "20000000", "--rounds", "2")),
     "download": Theme(
-        runs=(("--images", "3000"), ("--images", "3000", "--dir", MEMORY), ("--images", "2000", "--bad")),
+        runs=(("--images", "2000"), ("--images", "2000", "--dir", MEMORY), ("--images", "2000", "--bad")),
         missing=_nginx,
     ),
     "measure_speed": Theme(runs=(("--images", "24", "--rounds", "3"),), photos=True),
     "hash_search": Theme(runs=(("--limit", "30"),)),
     "plan_scale": Theme(runs=(("10000", "100000"),), full=("1000000",)),
     "rename_scale": Theme(runs=(("--rounds", "1", "--dir", MEMORY),)),
-    "report_speed": Theme(photos=True),
-    "catalog_noop": Theme(),
+    "report_speed": Theme(runs=(("--check", "20"),), photos=True),
+    "catalog_noop": Theme(runs=(("--images", "50000", "--rounds", "2"),)),
     "embed_speed": Theme(runs=(("--images", "64"),), photos=True),
-    "cache_speed": Theme(photos=True),
+    "cache_speed": Theme(runs=(("--images", "160"),), photos=True),
     "train_speed": Theme(photos=True),
+    "kill_resume": Theme(runs=(("--kills", "10"),)),
     "gpu": Theme(missing=_cuda),
 }
 
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, metavar="DIR", help="JPEGs to measure with; without: drawn ones")
     parser.add_argument("--full", action="store_true", help="the largest sizes, too")
     parser.add_argument("--venvs", type=Path, metavar="DIR", help="where the peers' environments are kept")
+    parser.add_argument("--diffusers-script", type=Path, metavar="PATH", help="train_text_to_image.py of its source")
     parser.add_argument("--pages", type=Path, default=HERE, metavar="DIR", help="where the pages are (for a trial)")
     settings = parser.parse_args()
     unknown = [name for name in settings.themes if name not in THEMES]
@@ -83,6 +86,8 @@ def main() -> None:
         parser.error(f"no theme {', '.join(unknown)}; there are {', '.join(THEMES)}")
     if settings.venvs:
         os.environ[VENVS] = str(settings.venvs.resolve())
+    if settings.diffusers_script:
+        os.environ[DIFFUSERS] = str(settings.diffusers_script.resolve())
     failed = []
     for name in settings.themes or THEMES:
         theme = THEMES[name]
@@ -156,8 +161,9 @@ def keep(path: Path, theme: str, rows: list[dict[str, Any]]) -> None:
 HEAD = """# Speed, stage by stage
 
 Every line was measured by one of the scripts here, both sides in turns in one run. All of them again, with the programs
-they are measured beside, their pages and this table: `python benchmarks/run.py`. Needed: `pip install -e .[dev]` with
-the extras, nginx for the downloads, chromium for the page's opening; what is missing is left out and named.
+they are measured beside, their pages and this table: `python benchmarks/run.py`. Needed: edkit with its extras, nginx
+for the downloads, chromium for the page's opening, and for diffusers' training loop `--diffusers-script` with
+`examples/text_to_image/train_text_to_image.py` of its source. What is missing is left out and named.
 
 *Ratio* is edkit beside the peer, *share* edkit beside the least that this machine needs for the work alone: above 1
 edkit is the quicker one.
