@@ -235,6 +235,56 @@ def histogram(
     return _figure(title, plot, across=across, left=pad, right=14)
 
 
+def intervals(
+    title: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    unit: str = "",
+    digits: int = 1,
+    signed: bool = True,
+) -> Html:
+    """One row a figure: its value as a dot, and from where to where it may lie as a line, around a common zero.
+
+    `rows` are (label, value, low, high); figures that aren't finite have no row.
+    """
+    finite = [row for row in rows if all(math.isfinite(value) for value in row[1:])]
+    if not finite:
+        return _figure(title, tag("p", "no values", class_="note"))
+    ticks = nice_ticks(min(0.0, *(row[2] for row in finite)), max(0.0, *(row[3] for row in finite)), count=5)
+    first, last, height = ticks[0], ticks[-1], _ROW * len(finite)
+
+    def at(value: float) -> str:
+        return f"{100 * (value - first) / (last - first):.3f}%"
+
+    def said(value: float) -> str:
+        return f"{value:{'+' if signed else ''},.{digits}f}{unit}".replace("-", "−")
+
+    drawn: list[Html] = []
+    for value in ticks:
+        look = "axis" if abs(value) < 1e-9 * (last - first) else "grid-line"
+        drawn.append(tag("line", x1=at(value), x2=at(value), y1=0, y2=height, class_=look))
+        label = _short(value, ticks) + unit
+        drawn.append(tag("text", label, x=at(value), y=height + 18, class_="tick middle"))
+    told = []
+    for i, (label, value, low, high) in enumerate(finite):
+        y = i * _ROW + _ROW // 2
+        words = f"{label}: {said(value)} ({said(low)} to {said(high)})"
+        told.append(words)
+        drawn.append(
+            tag(
+                "g",
+                tag("title", words),
+                _row_label(label, y - _BAR // 2),
+                tag("line", x1=at(low), x2=at(high), y1=y, y2=y, class_="s1 reach"),
+                tag("circle", cx=at(value), cy=y, r=5, class_="dot solid"),
+                tag("text", said(value), x=at(value), y=y - 8, class_="value middle"),
+            )
+        )
+    left = _left(row[0] for row in finite)
+    plot = _plot(drawn, height=height, left=left, right=40, says=f"{title}: {'; '.join(told)}")
+    return _figure(title, plot, left=left, right=40)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
     """A place on a map: where it lies, how much it stands for, what is said of it; `out` marks it as amiss."""
@@ -299,6 +349,56 @@ def dots(
     legend = [(name, look) for name, look in zip(names, ("dot", "dot out", "ring"), strict=True) if name]
     plot = _plot(drawn, height=height, left=52, right=20, says=says)
     return _figure(title, plot, across=across, left=52, right=20, up=up, legend=legend)
+
+
+def scatter(
+    title: str,
+    points: Sequence[Dot],
+    *,
+    across: str,
+    up: str,
+    limit: tuple[float, str] | None = None,
+    names: tuple[str, str] = ("", ""),
+    height: int = 320,
+) -> Html:
+    """Labelled dots on two plain axes; a line at `limit` (a value across, and its name).
+
+    `names` are the legend's words for the dots and those that are `out` ("" for none).
+    """
+    every = [dot for dot in points if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    if not every:
+        return _figure(title, tag("p", "no values", class_="note"))
+    reach = [limit[0]] if limit else []
+    x_ticks = nice_ticks(min(0.0, *(dot.x for dot in every)), max(0.0, *reach, *(dot.x for dot in every)), count=6)
+    y_ticks = nice_ticks(min(0.0, *(dot.y for dot in every)), max(0.0, *(dot.y for dot in every)), count=5)
+    left, right, low, high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        return f"{100 * (x - left) / (right - left):.2f}%", f"{100 * (high - y) / (high - low):.2f}%"
+
+    drawn: list[Html] = []
+    for value in y_ticks:
+        _, y = place(left, value)
+        drawn.append(tag("line", x1="0%", x2="100%", y1=y, y2=y, class_="grid-line"))
+        drawn.append(tag("text", _short(value, y_ticks), x=-8, y=y, dy="0.32em", class_="tick end"))
+    for value in x_ticks:
+        x, _ = place(value, low)
+        drawn.append(tag("line", x1=x, x2=x, y1=0, y2=height, class_="grid-line"))
+        drawn.append(tag("text", _short(value, x_ticks), x=x, y=height + 18, class_="tick middle"))
+    if limit is not None:
+        x, _ = place(limit[0], low)
+        drawn.append(tag("line", x1=x, x2=x, y1=-4, y2=height, class_="limit"))
+        drawn.append(tag("text", limit[1], x=x, y=4, dx=6, class_="limit-name start"))
+    for dot in every:
+        x, y = place(dot.x, dot.y)
+        look = "dot out" if dot.out else "dot solid"
+        drawn.append(tag("circle", tag("title", dot.label), cx=x, cy=y, r=5, class_=look))
+        drawn.append(tag("text", dot.label, x=x, y=y, dx=9, dy="0.32em", class_="value"))
+    told = "; ".join(f"{dot.label}: {dot.x:.3g}, {dot.y:.3g}" for dot in every)
+    pad = max(36, 18 + 7 * max(len(_short(value, y_ticks)) for value in y_ticks))
+    plot = _plot(drawn, height=height, left=pad, right=64, says=f"{title}: {up} over {across}; {told}")
+    legend = [(name, look) for name, look in zip(names, ("dot solid", "dot out"), strict=True) if name]
+    return _figure(title, plot, across=across, left=pad, right=64, up=up, legend=legend)
 
 
 def _octaves(values: Sequence[float]) -> tuple[float, float]:

@@ -176,7 +176,7 @@ def link(label: str, target: Path, *, page_dir: Path) -> Html:
     return tag("a", label, href=file_url(target, page_dir))
 
 
-_NUMBER = re.compile(r"[−-]?[\d,.]+ ?(%|bytes|[kMGT]?B)?")
+_NUMBER = re.compile(r"[−+-]?[\d,.]+ ?(%|bytes|[kMGT]?B)?")
 
 
 def _is_number(cell: object) -> bool:

@@ -179,3 +179,36 @@ def test_hostile_words_stay_words_in_histograms_and_on_maps(words: str) -> None:
         around = {"figure", "figcaption", "ul", "li", "i", "p", "div"}
         assert names <= around | {"svg", "g", "title", "text", "rect", "line", "circle"}
         ElementTree.fromstring(markup)
+
+
+def test_intervals_lie_where_their_values_are() -> None:
+    markup = charts.intervals(
+        "Change", [("a", 0.0, -10.0, 10.0), ("b", 5.0, 5.0, 5.0), ("c", math.nan, 0, 1)], unit="%"
+    )
+    places = [float(str(attrs["cx"]).rstrip("%")) for name, attrs in seen(markup).tags if name == "circle"]
+    assert places == pytest.approx([50, 75])
+    reach = [attrs for name, attrs in seen(markup).tags if name == "line" and "reach" in str(attrs["class"])]
+    assert (reach[0]["x1"], reach[0]["x2"]) == ("0.000%", "100.000%")
+    [svg] = [attrs for name, attrs in seen(markup).tags if name == "svg"]
+    assert "a: +0.0% (−10.0% to +10.0%)" in str(svg["aria-label"])
+    assert "no values" in charts.intervals("h", [])
+
+
+def test_a_scatter_has_plain_axes_and_says_its_dots() -> None:
+    some = [
+        charts.Dot(x=0, y=0, label="a"),
+        charts.Dot(x=5, y=10, label="b", out=True),
+        charts.Dot(x=10, y=5, label="c"),
+    ]
+    markup = charts.scatter("Trade", some, across="cost", up="gain", limit=(2.5, "allowed"))
+    places = [
+        (float(str(attrs["cx"]).rstrip("%")), float(str(attrs["cy"]).rstrip("%")))
+        for name, attrs in seen(markup).tags
+        if name == "circle"
+    ]
+    assert places == [(0, 100), (50, 0), (100, 50)]
+    assert "allowed" in seen(markup).text and "b" in seen(markup).text
+    for words in HOSTILE:
+        hostile = charts.scatter(words, [charts.Dot(x=1, y=1, label=words)], across=words, up=words, limit=(1, words))
+        ElementTree.fromstring(hostile)
+        ElementTree.fromstring(charts.intervals(words, [(words, 0, 0, 1)], unit=words))
