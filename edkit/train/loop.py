@@ -33,14 +33,14 @@ from edkit.train.generate import draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
-from edkit.train.prepare import Prepared, Summary, prepare, remember_rate
+from edkit.train.prepare import PRESERVATION, Prepared, Summary, prepare, remember_rate
 from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet
 from edkit.train.record import DATASET_FILE, read_record
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
 from edkit.train.stop import Stopped, listening
 from edkit.train.trainer import Losses, Trainer
 from edkit.train.validate import numbers, stable_losses
-from edkit.train.watch import Watch, read_metrics, seen
+from edkit.train.watch import Watch, read_measured, read_metrics, seen
 
 # what may differ between a run and its resumption without a word: nothing of it changes what is learned
 _HARMLESS = {"out", "state_dir", "device", "num_threads", "tensorboard", "log_every_steps", "keep_checkpoints"}
@@ -61,7 +61,7 @@ _HARMLESS |= {
     "sample_negative",
     "sample_seed",
 }
-_HARMLESS |= {"validate_every_steps", "validate_every_epochs", "wandb", "step_ledger"}
+_HARMLESS |= {"max_drift", "on_drift", "validate_every_steps", "validate_every_epochs", "wandb", "step_ledger"}
 _HARMLESS |= {"cache_latents", "leave_out_broken"}
 
 _TELLING = 20  # steps from which on a run's rate says something of the next one's
@@ -260,6 +260,8 @@ class _Loop:
         self._owes_export = False  # the checkpoint resumed from came with an export
         self.exported: Path | None = None
         self.grids: list[Path] = []
+        self.drifted = False  # more than it may: the run ends
+        self._loss_before: float | None = None  # on ground truth, at step 0
 
     @property
     def step(self) -> int:
@@ -343,7 +345,7 @@ class _Loop:
                         self.watch.step(self.step, told, images)
                     meter.show(advance, done.values["loss"])
                     self.validate_if_due()
-                    if self.step >= total:
+                    if self.step >= total or (s.on_drift == "stop" and ranks.from_first(self.drifted)):
                         break
                     if self._due(batch, time.monotonic() - last_save):
                         self.save(exports=s.export_on_save)
@@ -449,7 +451,23 @@ class _Loop:
                     rows=s.micro_batch_size, progress=self.progress,
                 )  # fmt: skip
                 values |= numbers(one, found, family.num_timesteps)
+        self._see_drift(values)
         self.watch.measured(self.step, values)
+
+    def _see_drift(self, values: dict[str, float]) -> None:
+        """Add the drift to what was measured, and say so, or end the run, where it is more than allowed."""
+        loss, s = values.get(f"{PRESERVATION}/loss"), self.s
+        if loss is None:
+            return
+        if self._loss_before is None:
+            rows = [row for row in read_measured(self.run_dir) if f"{PRESERVATION}/loss" in row]
+            self._loss_before = rows[0][f"{PRESERVATION}/loss"] if rows else loss
+        drift = values["drift"] = loss / self._loss_before - 1
+        if s.max_drift is None or drift <= s.max_drift:
+            return
+        self.drifted = s.on_drift == "stop"
+        ends = "the run ends here" if self.drifted else "it forgets"
+        self.progress.say(f"step {self.step:,}: drift {drift:+.1%}, and {s.max_drift:.1%} is allowed: {ends}")
 
     def _boards(self) -> list[Board]:
         boards: list[Board] = []

@@ -30,6 +30,8 @@ from edkit.train.split import fixed_part, hold_out
 from edkit.train.validate import ValidationSet, fixed_samples
 
 _MEMORY = 1 << 32  # bytes of latents held in memory at most; the rest is read from the cache as it is needed
+PRESERVATION = "preservation"  # the set whose loss is to stay
+_DRIFT_IMAGES = 64  # of it that are measured
 _TOLD = 20  # problems told one by one
 
 
@@ -184,6 +186,10 @@ class _Data:
     def validation(self, s: TrainSettings) -> tuple[ValidationSet, ...]:
         """The sets to measure; empty ones are left out."""
         fixed = {name: fixed_samples(_plan(one, s), self.ids) for name, one in self.sets.items() if len(one)}
+        if kept := fixed.get(PRESERVATION):
+            names = [sample.view.content_id for sample in kept]
+            part = fixed_part(names, share=min(1.0, _DRIFT_IMAGES / len(kept)), seed=s.validate_seed)
+            fixed[PRESERVATION] = tuple(kept[i] for i in part)
         if self.held:
             fixed["val"] = (*fixed_samples(_plan(self.held_out, s), self.ids), *fixed.get("val", ()))
         if s.validate_train_share:
@@ -224,6 +230,8 @@ def _read(root: Any, s: TrainSettings, catalog: Catalog, progress: Progress) -> 
 def _other_roots(s: TrainSettings) -> dict[str, Any]:
     """The roots that are only measured, by the names of their sets."""
     by_hand = {} if s.validate_root is None else {"val": s.validate_root}
+    if s.preservation_data is not None:
+        by_hand[PRESERVATION] = s.preservation_data
     return {**by_hand, **{f"val-{name}": root for name, root in (s.validate_sets or {}).items()}}
 
 

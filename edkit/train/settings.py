@@ -26,6 +26,7 @@ DataRoot = str | tuple[str, ...] | Mapping[str, Any]
 Schedule = Literal["constant", "linear", "cosine", "polynomial"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SETTINGS_FILE = "settings.toml"
+_OTHER_ROOTS = ("validate_root", "preservation_data")
 _ADAM_LR = {"full": 2e-6, "lora": 1e-4}
 _FULL_EXPORTS = 5  # a whole Stable Diffusion 1 takes 4 GB, an XL 14
 
@@ -121,6 +122,9 @@ class TrainSettings:
     validate_every_steps: int | None = None
     validate_every_epochs: int | None = None  # both None: after every epoch; at step 0 and at the end in any case
     validate_seed: int = 555  # of the split and of the noise
+    preservation_data: DataRoot | None = None  # what is to be kept: the rise of its loss since step 0 is the drift
+    max_drift: float | None = None  # 0.05: at 5% it is said, or the run ends
+    on_drift: Literal["warn", "stop"] = "warn"
 
     # what is kept
     save_every_steps: int | None = None
@@ -233,6 +237,7 @@ def resolve(
     chosen = settings.but(
         data_root=_absolute(settings.data_root),
         validate_root=settings.validate_root and _absolute(settings.validate_root),
+        preservation_data=settings.preservation_data and _absolute(settings.preservation_data),
         validate_sets=settings.validate_sets and {k: _absolute(v) for k, v in settings.validate_sets.items()},
         model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
         state_dir=settings.state_dir and settings.state_dir.absolute(),
@@ -322,7 +327,7 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             said[key] = folder / said[key]
     if isinstance(said.get("model"), str) and (folder / said["model"]).is_dir():
         said["model"] = str(folder / said["model"])
-    for key in ("data_root", "validate_root"):
+    for key in ("data_root", *_OTHER_ROOTS):
         if key in said:
             said[key] = _beside(said[key], folder)
     if isinstance(said.get("validate_sets"), dict):
@@ -363,7 +368,7 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
     """The value as the field's type says, text turned to paths and whole numbers to floats; else
     SettingError.
     """
-    if name == "data_root" or (name == "validate_root" and value is not None):
+    if name == "data_root" or (name in _OTHER_ROOTS and value is not None):
         return _data_root(name, value)
     if name == "validate_sets" and value is not None:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
@@ -465,12 +470,13 @@ def _check(s: TrainSettings) -> None:
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
     for key in ("lr", "text_encoder_lr"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
-    for key in ("lora_alpha", "min_snr_gamma", "clip_grad_norm", "save_every_minutes"):
+    for key in ("lora_alpha", "min_snr_gamma", "clip_grad_norm", "save_every_minutes", "max_drift"):
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("validate_share", s.validate_share < 1, "something must be left to train on")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
     for key in ("eps", "huber_delta", "lr_power"):
         need(key, getattr(s, key) > 0, "must be above 0")
+    need("max_drift", s.max_drift is None or s.preservation_data is not None, "needs preservation_data to measure")
     need("pyramid_noise", s.pyramid_noise < 1, "must lie below 1: each coarser level weighs less")
     need("debiased", not (s.debiased and s.min_snr_gamma), "goes with no min_snr_gamma: both weigh the timesteps")
     need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
