@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from edkit.gather.kohya import import_kohya as import_kohya
     from edkit.gather.scrape import scrape as scrape
     from edkit.gather.webdataset import import_webdataset as import_webdataset
+    from edkit.prove.choose import choose as choose
+    from edkit.prove.evaluate import evaluate as evaluate
     from edkit.train.convert import convert as convert
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
@@ -80,6 +82,8 @@ _WHERE = {
     "balance": "edkit.balance.balance",
     "pick_like": "edkit.balance.pick_like",
     "plan": "edkit.balance.plan",
+    "evaluate": "edkit.prove.evaluate",
+    "choose": "edkit.prove.choose",
     "train": "edkit.train.loop",
     "generate": "edkit.train.generate",
     "convert": "edkit.train.convert",

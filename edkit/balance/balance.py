@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from edkit.balance.from_run import advise, read_figures
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
 
@@ -181,6 +182,37 @@ def propose(folders: Sequence[Folder], wish: Wish) -> Proposal:
             _reach([now[path] for path in _below(names, asked)], share * total, asked, "--share", put)
 
     return Proposal(folders=tuple(now[name] for name in names), why=why, notes=tuple(notes))
+
+
+def from_figures(folders: Sequence[Folder], run: Path, named: Sequence[str]) -> Proposal:
+    """The balance that a measured run asks for: the multiply of every ground truth folder raised alike, or none.
+
+    Ground truth is what is `named`, else what has a multiply below 1. Raises UsageError where there is none, or nothing
+    else.
+    """
+    names = [folder.path for folder in folders]
+    keeping = {path for name in named for path in _below(names, name, "--ground-truth")}
+    keeping = keeping or {folder.path for folder in folders if folder.multiply < 1}
+    kept = sum((folder.picks for folder in folders if folder.path in keeping), Fraction(0))
+    others = sum((folder.picks for folder in folders if folder.path not in keeping), Fraction(0))
+    figures = read_figures(run)
+    if not kept or not others:
+        raise UsageError(
+            "no folder trains as ground truth" if not kept else "no folder but ground truth trains",
+            where="--from-run",
+            mend="name what is to be kept: --ground-truth FOLDER",
+        )
+    advice = advise(figures, kept=kept, others=others)
+    if advice.factor == 1:
+        return Proposal(folders=tuple(folders), why={}, notes=(advice.reason,))
+    times = advice.factor
+    raised = {
+        one.path: replace(one, multiply=multiply_for(times * Fraction(one.multiply) * one.num_free, one.num_free))
+        for one in folders
+        if one.path in keeping and one.num_free
+    }
+    why = dict.fromkeys(raised, f"{advice.reason}: {float(times):g} times the picks")
+    return Proposal(folders=tuple(raised.get(one.path, one) for one in folders), why=why, notes=())
 
 
 def _reach(folders: Sequence[Folder], picks: Fraction, asked: str, option: str, put: object) -> None:
@@ -381,6 +413,7 @@ def balance(
     share: Mapping[str, Number] | None = None,
     equalize: bool = False,
     ground_truth: Sequence[str] = (),
+    from_run: Path | None = None,
     dry_run: bool = False,
     state_dir: Path | None = None,
     command: str = "",
@@ -390,7 +423,9 @@ def balance(
 
     Folders are named relative to `root` and mean every folder at or below that holds images. `set` gives
     the multiply itself, `per_epoch` the picks, `share` the part (0..1) of the epoch; `equalize` raises every
-    subject folder (multiply of 1 or more, not named otherwise, not in `ground_truth`) to the largest.
+    subject folder (multiply of 1 or more, not named otherwise, not in `ground_truth`) to the largest. `from_run` is
+    a run that `choose` measured: its drift says whether ground truth (`ground_truth`, else the folders with a multiply
+    below 1) should train more.
 
     Raises UsageError (an unknown folder, a number that can't be), BadInput (a bad option file).
     """
@@ -398,6 +433,8 @@ def balance(
     from edkit.data.dataset import read
     from edkit.data.journal import Write, apply
 
+    if from_run is not None and (set or per_epoch or share or equalize):
+        raise UsageError("--from-run works out the balance by itself", mend="give it without the other options")
     root = Path(root).absolute()
     if not root.is_dir():
         raise UsageError("no such folder", where=str(root))
@@ -411,13 +448,16 @@ def balance(
         equalize=equalize,
         ground_truth=tuple(_inside(root, name) for name in ground_truth),
     )
-    asked = bool(wish.set or wish.per_epoch or wish.share or wish.equalize)
+    asked = bool(wish.set or wish.per_epoch or wish.share or wish.equalize or from_run)
     with Catalog.open(root, state_dir=state_dir, write=asked and not dry_run, command=command) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
         before = folders_of(dataset, certain=asked)
         if not before:
             raise BadInput("no images in it", where=str(root))
-        proposal = propose(before, wish) if asked else Proposal(folders=tuple(before), why={}, notes=())
+        if from_run is not None:
+            proposal = from_figures(before, from_run, wish.ground_truth)
+        else:
+            proposal = propose(before, wish) if asked else Proposal(folders=tuple(before), why={}, notes=())
         bad = {problem.where.rpartition(":")[0]: problem for problem in dataset.errors}
         files = {folder.path: _multiply_file(root / folder.path) for folder in before}
         changes = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 import typer
 
-from edkit.cli import balance, caption, clean, console, demo, doctor, gather, imports, state, train
+from edkit.cli import balance, caption, clean, console, demo, doctor, gather, imports, prove, state, train
 
 app = typer.Typer(
     name="edkit",
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for wing in (gather, imports, clean, caption, balance, train, state, demo, doctor):
+for wing in (gather, imports, clean, caption, balance, train, prove, state, demo, doctor):
     app.add_typer(wing.app)
 
 

@@ -46,6 +46,12 @@ def balance(
         list[str] | None,
         typer.Option("--ground-truth", metavar="FOLDER", help="A folder that --equalize leaves alone."),
     ] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-run", metavar="RUN", help="Raise ground truth as the drift that edkit choose measured asks."
+        ),
+    ] = None,
     dry_run: console.DryRun = False,
     as_json: console.Json = False,
     quiet: console.Quiet = False,
@@ -63,6 +69,7 @@ def balance(
             share=assignments(share or [], "--share"),
             equalize=equalize,
             ground_truth=ground_truth or [],
+            from_run=from_run,
             dry_run=dry_run,
             state_dir=state_dir,
             progress=ui.progress,

@@ -10,9 +10,9 @@ HEAD = """# The command line
 
 Made from the code by `python -m edkit.cli.reference > docs/cli.md`; a test holds the two together.
 
-Exit status: 0 done; 1 failed; 2 wrong usage; 3 done, and it found what it looks for (`check`); 130 interrupted,
-and the same command goes on. `--json` prints one object on stdout, `--quiet` prints errors alone; progress is on
-stderr.
+Exit status: 0 done; 1 failed; 2 wrong usage; 3 done, and it found what it looks for (`check`, `evaluate`); 130
+interrupted, and the same command goes on. `--json` prints one object on stdout, `--quiet` prints errors alone;
+progress is on stderr.
 """
 
 
