@@ -45,7 +45,7 @@ VALIDATION_KEYS: Mapping[str, str] = {
 # where the file is silent, EveryDream's own defaults hold, as far as they differ from edkit's
 DEFAULTS: Mapping[str, Any] = {
     "train_text_encoder": True,
-    "clip_grad_norm": None,
+    "clip_grad_norm": 0.0,
     "offset_noise": 0.02,
     "precision": "fp16",
     "optimizer": "adamw",
@@ -398,7 +398,7 @@ KEYS: dict[str, Rule] = {
     "cond_dropout": Rule("`cond_dropout`", _same("cond_dropout")),
     "flip_p": Rule("`flip_p`", _same("flip_p")),
     "clip_skip": Rule("`clip_skip`; 0 is 1", _clip_skip),
-    "clip_grad_norm": Rule("`clip_grad_norm`", _or_none("clip_grad_norm")),
+    "clip_grad_norm": Rule("`clip_grad_norm`", _zero_off("clip_grad_norm")),
     "timestep_start": Rule("`timestep_start`", _same("timestep_start")),
     "timestep_end": Rule("`timestep_end`", _timestep_end),
     "loss_type": Rule("`loss_type`", _same("loss_type")),

@@ -367,11 +367,11 @@ class _Loop:
             try:
                 batch = self._next_batch()
                 largest = max((len(micro.samples) for micro in batch.micros), default=1)
-                if self.trainer.droppable and ranks.size() == 1:
+                if ranks.size() == 1:
                     return batch, self.trainer.gradients(batch, between=self.stop.look)
                 return batch, self.trainer.gradients(batch)
             except RuntimeError as error:
-                if not (_out_of_memory(error) and self.trainer.droppable):
+                if not _out_of_memory(error):
                     raise
             # outside of the handler: what the error holds is free by now
             self._halve(largest)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edkit.data.errors import MissingExtra, UsageError
+from edkit.train.adafactor import Adafactor
 
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"]
 
@@ -40,15 +41,16 @@ def make_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
     """The optimizer over groups of (parameters, learning rate); the base rate stands in each group as
     `base_lr`.
 
     `adamw`: Loshchilov and Hutter 2019, arXiv:1711.05101. `adamw8bit`: the same with 8-bit moments, Dettmers
-    et al. 2022, arXiv:2110.02861. `adafactor`: Shazeer and Stern 2018, arXiv:1804.04235, without momentum, at
-    the rate given (no relative steps). `lion`: Chen et al. 2023, arXiv:2302.06675. `prodigy`: Mishchenko and
-    Defazio 2024, arXiv:2306.06101, with bias correction. Raises MissingExtra where the package isn't
-    installed, UsageError for Prodigy with two rates (it finds one for all).
+    et al. 2022, arXiv:2110.02861. `adafactor`: see there; `seed` is for its rounding of weights in bf16. `lion`:
+    Chen et al. 2023, arXiv:2302.06675. `prodigy`: Mishchenko and Defazio 2024, arXiv:2306.06101, with bias
+    correction. Raises MissingExtra where the package isn't installed, UsageError for Prodigy with two rates (it
+    finds one for all).
     """
     used = [(list(params), lr) for params, lr in groups if params]
     rows: list[dict[str, Any]] = [{"params": params, "lr": lr, "base_lr": lr} for params, lr in used]
@@ -60,12 +62,8 @@ def make_optimizer(
         bitsandbytes = _package("bitsandbytes")
         return _made(bitsandbytes.optim.AdamW8bit(rows, betas=betas, eps=eps, weight_decay=weight_decay))
     if name == "adafactor":
-        from transformers.optimization import Adafactor
-
         # `eps` is Adam's; Adafactor's own two have other meanings, and its paper's values
-        return _made(
-            Adafactor(rows, lr=rows[0]["lr"], weight_decay=weight_decay, scale_parameter=False, relative_step=False)
-        )
+        return Adafactor(rows, weight_decay=weight_decay, seed=seed)
     if name == "lion":
         return _made(_package("lion_pytorch").Lion(rows, betas=betas, weight_decay=weight_decay))
     if len({lr for _, lr in used}) > 1:

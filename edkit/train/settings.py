@@ -77,7 +77,7 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    clip_grad_norm: float | None = 1.0
+    clip_grad_norm: float | None = None  # None: 1, or off with fused_backward; 0: off
     ema_decay: float | None = None
     loss_type: Literal["mse", "huber", "mse_huber", "huber_mse"] = "mse"
     huber_delta: float = 1.0  # the error from which Huber's loss grows as a line
@@ -91,8 +91,14 @@ class TrainSettings:
     timestep_start: int = 0
     timestep_end: int | None = None  # exclusive; None: all of the model's
     prior_preservation: tuple[str, ...] = ()  # folders below the data root whose target is the untrained model's word
+
+    # memory and speed
     precision: Precision = "fp32"
+    weights_precision: Literal["fp32", "bf16"] = "fp32"  # what the denoiser's weights are held in; adapters are fp32
     gradient_checkpointing: bool = False
+    fused_backward: bool = False  # adafactor moves each weight as soon as its gradient is there, and frees that
+    compile: bool = False  # torch.compile for the denoiser
+    channels_last: bool = False
 
     # pictures and captions: what the command line says is the weakest word, the folders' own options win
     resolution: int | None = None  # None: the model's
@@ -247,6 +253,7 @@ def resolve(
         bucket_step=settings.bucket_step or bucket_step,
         timestep_end=settings.timestep_end or num_timesteps,
         lr=lr,
+        clip_grad_norm=_usual_clip(settings) if settings.clip_grad_norm is None else settings.clip_grad_norm,
         lora_alpha=float(settings.lora_rank) if settings.lora_alpha is None else settings.lora_alpha,
         text_encoder_lr=lr if settings.text_encoder_lr is None else settings.text_encoder_lr,
         seed=secrets.randbelow(2**31) if settings.seed == -1 else settings.seed,
@@ -299,6 +306,10 @@ def _usual_lr(s: TrainSettings) -> float:
     section 5); Prodigy finds its own, and its rate is a factor.
     """
     return 1.0 if s.optimizer == "prodigy" else _ADAM_LR[s.method] * (0.1 if s.optimizer == "lion" else 1)
+
+
+def _usual_clip(s: TrainSettings) -> float:
+    return 0.0 if s.fused_backward else 1.0
 
 
 def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -468,9 +479,9 @@ def _check(s: TrainSettings) -> None:
         need(key, getattr(s, key) >= 0, "must not be negative")
     for key in ("cond_dropout", "flip_p", "lr_end", "validate_share", "validate_train_share"):
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
-    for key in ("lr", "text_encoder_lr"):
+    for key in ("lr", "text_encoder_lr", "clip_grad_norm"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
-    for key in ("lora_alpha", "min_snr_gamma", "clip_grad_norm", "save_every_minutes", "max_drift"):
+    for key in ("lora_alpha", "min_snr_gamma", "save_every_minutes", "max_drift"):
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("validate_share", s.validate_share < 1, "something must be left to train on")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
@@ -479,6 +490,16 @@ def _check(s: TrainSettings) -> None:
     need("max_drift", s.max_drift is None or s.preservation_data is not None, "needs preservation_data to measure")
     need("pyramid_noise", s.pyramid_noise < 1, "must lie below 1: each coarser level weighs less")
     need("debiased", not (s.debiased and s.min_snr_gamma), "goes with no min_snr_gamma: both weigh the timesteps")
+    if s.fused_backward:
+        need("fused_backward", s.optimizer == "adafactor", 'goes with optimizer = "adafactor" alone')
+        need("fused_backward", s.precision != "fp16", "fp16's scaler must see all gradients first; take bf16")
+        need("clip_grad_norm", not s.clip_grad_norm, "fused_backward never sees all gradients at once: set 0")
+    if s.weights_precision == "bf16":
+        key = "weights_precision"
+        need(key, s.precision == "bf16", 'goes with precision = "bf16" alone')
+        rounds = s.method == "lora" or s.optimizer == "adafactor"
+        need(key, rounds, "small steps would be lost in rounding; only adafactor rounds stochastically")
+        need(key, s.method == "lora" or s.ema_decay is None, "ema_decay wants weights in fp32")
     need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     guided = bool(s.sample_guidance) and all(scale >= 0 for scale in s.sample_guidance)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkit.data.errors import BadInput
+from edkit.data.errors import BadInput, UsageError
 from edkit.train import checkpoint as ck
 from edkit.train import optimizers, ranks
+from edkit.train.adafactor import Adafactor
 from edkit.train.families.base import DTYPES, Family, last_layers
 from edkit.train.loader import Batch, Micro, TextStates
 from edkit.train.lora import add_lora
@@ -65,6 +66,8 @@ class Trainer:
         groups = []
         for name in trained:
             part = parts[name].train()
+            if s.weights_precision == "bf16":
+                part.to(torch.bfloat16)
             if s.gradient_checkpointing:
                 _checkpoint_gradients(part)
             named = {f"{name}.{key}": p for key, p in self._learning(name, part).items()}
@@ -73,15 +76,25 @@ class Trainer:
             groups.append((list(named.values()), s.lr if name == denoiser else s.text_encoder_lr))
         self._names = {id(p): name for name, p in self.parameters.items()}
         self.optimizer = optimizers.make_optimizer(
-            s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay
+            s.optimizer, groups, betas=(s.betas[0], s.betas[1]), eps=s.eps, weight_decay=s.weight_decay, seed=s.seed
         )
+        self._fused = isinstance(self.optimizer, Adafactor) and s.fused_backward
+        self._waiting: Tensor | None = None  # fused backward: the loss of the step's last micro-batch, until `move`
+        if self._fused:
+            if ranks.size() > 1:
+                raise UsageError("fused_backward goes with one process", mend="leave it out, or start one")
+            for parameter in self.parameters.values():
+                parameter.register_post_accumulate_grad_hook(self._move_one)  # type: ignore[no-untyped-call]
+        if s.channels_last:
+            parts[denoiser].to(memory_format=torch.channels_last)
+        if s.compile:
+            _compile(parts[denoiser], device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
         self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
         # nothing has learned yet, and an adapter begins as nothing: these weights are the untrained model's
         self._untrained = optimizers.Aside(self.parameters) if s.prior_preservation else None
         self._texts = None if s.train_text_encoder else TextStates(family, device)
         self._has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in trained for m in parts[n].modules())
-        self.droppable = True  # `gradients` moves no weight, so what it did can be dropped
         self.step = 0  # finished optimizer steps
 
     def _learning(self, name: str, part: nn.Module) -> dict[str, nn.Parameter]:
@@ -89,10 +102,13 @@ class Trainer:
         s = self.s
         if s.method == "lora":
             assert s.lora_alpha is not None  # resolved
-            return add_lora(
+            adapters = add_lora(
                 part, name, rank=s.lora_rank, alpha=s.lora_alpha, dropout=s.lora_dropout, seed=s.seed,
                 targets=self.family.lora_targets(name, s.lora_targets),
             )  # fmt: skip
+            for parameter in adapters.values():
+                parameter.data = parameter.data.float()
+            return adapters
         learning = dict(part.named_parameters())
         if name.startswith("text_encoder") and s.text_encoder_layers is not None:
             last = last_layers(part, s.text_encoder_layers)
@@ -122,7 +138,11 @@ class Trainer:
                 noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
             )  # fmt: skip
             each = errors * micro.weights.to(self.device)
-            self.scaler.scale(each.sum() / s.batch_size).backward()  # type: ignore[no-untyped-call]
+            loss = self.scaler.scale(each.sum() / s.batch_size)
+            if self._fused and micro is batch.micros[-1]:
+                self._waiting = loss
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
             plain.append(errors.detach())
             weighted.append(each.detach())
         # one transfer a step: each of them waits for the device
@@ -133,12 +153,16 @@ class Trainer:
 
     def drop(self) -> None:
         """Forget the gradients: the step is as if it had not begun."""
+        self._waiting = None
         self.optimizer.zero_grad(set_to_none=True)
 
     def move(self, batch: Batch, losses: Losses) -> StepResult:
         """Let the optimizer use the gradients of the batch, those of all processes together.
 
         Raises NotFinite, or StateError where another process has ended, before a weight moves.
+
+        With fused backward the last micro-batch's gradients come only now, each moves its weight at once, and of
+        them all nothing is known.
         """
         s = self.s
         ranks.sum_gradients(self.parameters.values())
@@ -152,13 +176,15 @@ class Trainer:
             power=s.lr_power,
         )
         optimizers.set_lr(self.optimizer, factor)
+        if self._waiting is not None:
+            self._waiting.backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        norm = None if self._fused else nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
         # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less, until it has
         # nothing left to give
-        if not math.isfinite(float(norm)) and self.scaler.get_scale() <= _LEAST_SCALE:
+        if norm is not None and not math.isfinite(float(norm)) and self.scaler.get_scale() <= _LEAST_SCALE:
             raise self._not_finite(batch, None)
-        if s.clip_grad_norm is not None:
+        if norm is not None and s.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), s.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -170,9 +196,19 @@ class Trainer:
             "loss": math.fsum(weighted) / len(weighted),
             "plain_loss": math.fsum(plain) / len(plain),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": float(norm),
         }
+        values |= {} if norm is None else {"grad_norm": float(norm)}
         return StepResult(values=values, losses=losses.plain, num_images=len(weighted))
+
+    def _move_one(self, parameter: Tensor) -> None:
+        """Fused backward: a gradient that is whole moves its weight at once, and goes.
+
+        The gradients of a step's earlier micro-batches wait for those of its last.
+        """
+        if self._waiting is not None:
+            assert isinstance(self.optimizer, Adafactor) and isinstance(parameter, nn.Parameter)
+            self.optimizer.step_one(parameter)
+            parameter.grad = None
 
     def _predict(self, micro: Micro) -> Tensor:
         """What the model as it stands says of a micro-batch."""
@@ -268,3 +304,14 @@ def _checkpoint_gradients(part: nn.Module) -> None:
         if hasattr(part, name):
             getattr(part, name)()
             return
+
+
+def _compile(part: nn.Module, device: torch.device) -> None:
+    """Have torch compile a part when it is first called, for pictures of any size at once."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except (RuntimeError, ImportError, OSError) as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        mend = f"install {'Triton' if device.type == 'cuda' else 'a C++ compiler'}, or leave compile out"
+        raise UsageError(f"torch can't compile here: {why}", mend=mend) from None
+    part.compile(dynamic=True)

@@ -69,7 +69,7 @@ def test_the_config_it_ships_with_runs_as_it_is(tmp_path: Path) -> None:
     s = read_settings(write(tmp_path))
     assert (s.batch_size, s.micro_batch_size, s.resolution, s.max_epochs) == (10, None, 512, 1)
     assert (s.lr, s.lr_schedule, s.text_encoder_lr, s.train_text_encoder) == (1.5e-6, "constant", 0.75e-6, True)
-    assert (s.offset_noise, s.clip_grad_norm, s.clip_skip, s.seed, s.precision) == (0.02, None, 1, 555, "fp16")
+    assert (s.offset_noise, s.clip_grad_norm, s.clip_skip, s.seed, s.precision) == (0.02, 0, 1, 555, "fp16")
     assert (s.optimizer, s.betas, s.eps, s.weight_decay) == ("adamw", (0.9, 0.99), 1e-7, 0.02)
     assert (s.text_encoder_layers, s.sample_every_steps, s.save_every_epochs) == (6, 300, 20)
     assert s.sample_prompts == tmp_path / "sample_prompts.txt" and s.gradient_checkpointing

@@ -196,7 +196,7 @@ def test_micro_batches_over_buckets_train_as_one_large_batch(
         "max_steps": 2,
         "batch_size": 8,
         "eps": 1.0,
-        "clip_grad_norm": None,
+        "clip_grad_norm": 0,
         "lr": 0.1,
     }
     whole = train(settings(out=tmp_path / "whole", **same))
@@ -245,7 +245,7 @@ def test_training_refuses_errors_and_leaves_them_out_when_told(
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_files(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"not finite; the batch has .*paint_\(") as error:
-        train(settings(lr=1e30, max_steps=50, clip_grad_norm=None))
+        train(settings(lr=1e30, max_steps=50, clip_grad_norm=0))
     assert "paint" in str(error.value)
     assert ck.checkpoints(tmp_path / "run") == []
 
