@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from edkit.data.errors import BadInput
 
@@ -196,11 +196,44 @@ def load_crop(
     # twice the wanted size: the JPEG's own downscaling stays well below what Lanczos then takes away
     at_least = (2 * crop.scaled_width, 2 * crop.scaled_height)
     im = open_image(source, max_pixels=max_pixels, at_least=at_least, background=background)
+    out = im.resize((crop.width, crop.height), Image.Resampling.LANCZOS, box=_box(im, crop))
+    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else out
+
+
+def load_mask(
+    source: Source,
+    crop: Crop,
+    size: tuple[int, int],
+    channel: Literal["file", "alpha"],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Image.Image:
+    """The mask of a crop in grey, scaled to `size` (width, height): each pixel the mean of those below it.
+
+    `source` is the mask itself (its brightness counts), or with "alpha" the image whose opacity is the mask (white
+    where it has none). Raises BadInput where a mask has another aspect than its image.
+    """
+    from PIL import Image
+
+    im = open_image(source, max_pixels=max_pixels, background=None if channel == "alpha" else (0, 0, 0))
+    if channel == "alpha":
+        im = im.getchannel("A") if im.mode == "RGBA" else Image.new("L", im.size, 255)
+    else:
+        im = im.convert("L")
+        # a pixel's rounding on either side is no other aspect
+        off = abs(im.width * crop.scaled_height - im.height * crop.scaled_width)
+        if off > 2 * max(im.width, im.height, crop.scaled_width, crop.scaled_height):
+            shape = f"the mask is {im.width} x {im.height}, which is not its image's aspect"
+            raise BadInput(shape, mend="draw it at the image's size")
+    out = im.resize(size, Image.Resampling.BOX, box=_box(im, crop))
+    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else out
+
+
+def _box(im: Image.Image, crop: Crop) -> tuple[float, float, float, float]:
+    """The crop in the pixels of an image decoded at any size."""
     sx, sy = im.width / crop.scaled_width, im.height / crop.scaled_height
     box = (crop.left * sx, crop.top * sy, (crop.left + crop.width) * sx, (crop.top + crop.height) * sy)
-    box = (box[0], box[1], min(box[2], im.width), min(box[3], im.height))
-    out = im.resize((crop.width, crop.height), Image.Resampling.LANCZOS, box=box)
-    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else out
+    return box[0], box[1], min(box[2], im.width), min(box[3], im.height)
 
 
 # ---- opening

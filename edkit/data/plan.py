@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, overload
@@ -43,12 +43,15 @@ class PlanSettings:
     small: Literal["smaller", "upscale", "leave"] = "smaller"  # for images smaller than their bucket
     remainder: Literal["join", "duplicate", "drop"] = "join"
     crop: Literal["centre", "random"] = "centre"
+    crops_per_image: int = 0  # random crops an image has, one drawn for each pick; 0: every pick has its own
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}", mend="it must be at least 1")
         if self.seed < 0:
             raise UsageError("a plan needs a seed of 0 or more", mend="-1 is drawn once, recorded and reused")
+        if self.crops_per_image < 0:
+            raise UsageError(f"crops per image is {self.crops_per_image}", mend="it must not be negative")
         for name, known in (
             ("small", ("smaller", "upscale", "leave")),
             ("remainder", ("join", "duplicate", "drop")),
@@ -235,25 +238,36 @@ class Plan:
 
     def crop(self, i: int, *, epoch: int = 0, occurrence: int = 0) -> Crop:
         """How the i-th image is scaled, cut and (by its flip_p) mirrored in this pick."""
-        width, height = int(self.dataset.widths[i]), int(self.dataset.heights[i])
-        crop = crop_for(width, height, self.bucket(i))
-        options, seed = self.dataset.options(i), self.settings.seed
-        left, top, flip = crop.left, crop.top, False
+        crop, seed = self._centre(i), self.settings.seed
         if self.settings.crop == "random":
-            key = self.dataset.key(i)
-            left = integer(crop.scaled_width - crop.width + 1, seed, "crop", key, epoch, occurrence, "x")
-            top = integer(crop.scaled_height - crop.height + 1, seed, "crop", key, epoch, occurrence, "y")
-        if options.flip_p:
+            key, num = self.dataset.key(i), self.settings.crops_per_image
+            which = (integer(num, seed, "which crop", key, epoch, occurrence),) if num else (epoch, occurrence)
+            crop = self._moved(crop, key, which)
+        if self.dataset.options(i).flip_p:
             flip = flips(self.dataset.sample(i), seed=seed, epoch=epoch, occurrence=occurrence)
-        return Crop(
-            width=crop.width,
-            height=crop.height,
-            scaled_width=crop.scaled_width,
-            scaled_height=crop.scaled_height,
-            left=left,
-            top=top,
-            flip=flip,
-        )
+            crop = replace(crop, flip=flip)
+        return crop
+
+    def crops(self, i: int) -> list[Crop] | None:
+        """Every crop that the i-th image can have in any pick, each once; None where each pick draws its own."""
+        crops = [self._centre(i)]
+        if self.settings.crop == "random":
+            if not self.settings.crops_per_image:
+                return None
+            key = self.dataset.key(i)
+            crops = [self._moved(crops[0], key, (n,)) for n in range(self.settings.crops_per_image)]
+        probability = self.dataset.options(i).flip_p or 0.0
+        ways = [flip for flip, there in ((False, probability < 1), (True, probability > 0)) if there]
+        return list(dict.fromkeys(replace(crop, flip=flip) for crop in crops for flip in ways))
+
+    def _centre(self, i: int) -> Crop:
+        return crop_for(int(self.dataset.widths[i]), int(self.dataset.heights[i]), self.bucket(i))
+
+    def _moved(self, crop: Crop, key: str, which: tuple[int, ...]) -> Crop:
+        seed = self.settings.seed
+        left = integer(crop.scaled_width - crop.width + 1, seed, "crop", key, *which, "x")
+        top = integer(crop.scaled_height - crop.height + 1, seed, "crop", key, *which, "y")
+        return replace(crop, left=left, top=top)
 
     @property
     def bucket_ids(self) -> NDArray[np.int32]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import os
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,9 +21,6 @@ from edkit.data.sample import Sample, caption_text, drops_caption
 from edkit.train.cache import View
 from edkit.train.families.base import Family, Text
 from edkit.train.noise import Name, normal, training_noise
-
-_ENCODE_BATCH = 8
-_TEXT_BYTES = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Micro:
     timesteps: Tensor  # (n,) int64
     sizes: Tensor  # (n, 6) int64, as `Family.predict` takes them
     weights: Tensor  # (n,) loss_scale times the timestep's weight
+    pixel_weights: Tensor | None  # (n, 1, h, w) by the images' masks
     tokens: Text  # ids of the distinct captions (m, L)
     which: Tensor  # (n,) int64: the row of `tokens` that is each image's
 
@@ -52,6 +53,10 @@ class Batch:
     @property
     def num_images(self) -> int:
         return sum(len(micro.samples) for micro in self.micros)
+
+    def pinned(self) -> Batch:
+        """The same in memory from which a GPU copies without waiting."""
+        return replace(self, micros=tuple(_pinned(micro) for micro in self.micros))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ NO_MORE_NOISE = Noise()
 
 
 class Loader:
-    """Makes batches one step ahead of the loop, in a thread of its own."""
+    """Makes batches ahead of the loop, in threads of its own; how many there are changes no number."""
 
     def __init__(
         self,
@@ -91,21 +96,27 @@ class Loader:
         micro_batch_size: int | None,
         weights: Tensor | None = None,  # (T,) of each timestep
         noise: Noise = NO_MORE_NOISE,
+        pixel_weights: Callable[[Sequence[Pick]], Tensor | None] | None = None,
+        num_workers: int | None = None,
+        pin: bool = False,
     ) -> None:
         self._family, self._view, self._latents = family, view, latents
         self._sample = lru_cache(maxsize=1 << 17)(sample)
         self._seed, self._timesteps = seed, timesteps
         self.limit, self._weights, self._noise = micro_batch_size, weights, noise
+        self._pixel_weights, self._pin = pixel_weights, pin
+        self._workers = num_workers or max(1, min(4, (os.cpu_count() or 1) - 1))
         self._tokens: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._tokenizing = threading.Lock()
 
     def batches(self, steps: Iterator[Planned]) -> Generator[Batch, None, None]:
-        """A batch for every step, in order; the next one is made while the caller works on this one."""
-        with ThreadPoolExecutor(1, thread_name_prefix="edkit-loader") as pool:
-            waiting = [pool.submit(self.batch, step) for _, step in zip(range(2), steps, strict=False)]
+        """A batch for every step, in order; the next ones are made while the caller works on this one."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="edkit-loader") as pool:
+            waiting = deque(pool.submit(self.batch, step) for step in islice(steps, self._workers + 1))
             try:
                 while waiting:
-                    batch = waiting.pop(0).result()
-                    waiting.extend(pool.submit(self.batch, step) for _, step in zip(range(1), steps, strict=False))
+                    batch = waiting.popleft().result()
+                    waiting.extend(pool.submit(self.batch, step) for step in islice(steps, 1))
                     yield batch
             finally:
                 for future in waiting:
@@ -114,7 +125,8 @@ class Loader:
     def batch(self, planned: Planned) -> Batch:
         """The tensors of one step."""
         micros = tuple(self._micro(picks) for micro in planned.step for picks in self._limited(micro))
-        return Batch(micros=micros, epoch=planned.epoch, index=planned.index, last=planned.last)
+        batch = Batch(micros=micros, epoch=planned.epoch, index=planned.index, last=planned.last)
+        return batch.pinned() if self._pin else batch
 
     def _limited(self, micro: MicroBatch) -> Iterator[Sequence[Pick]]:
         picks = micro.picks
@@ -154,12 +166,17 @@ class Loader:
             timesteps=timesteps,
             sizes=torch.tensor([picture_sizes(s, view.crop) for s, view in zip(samples, views, strict=True)]),
             weights=weights,
+            pixel_weights=self._pixel_weights(picks) if self._pixel_weights else None,
             tokens=self.tokens(distinct),
             which=torch.tensor([rows[caption] for caption in captions]),
         )
 
     def tokens(self, captions: Sequence[str]) -> Text:
         """Token ids of captions, each tokenized once."""
+        with self._tokenizing:
+            return self._tokens_of(captions)
+
+    def _tokens_of(self, captions: Sequence[str]) -> Text:
         new = [caption for caption in captions if caption not in self._tokens]
         if new:
             ids = self._family.tokenize(new)
@@ -174,48 +191,15 @@ class Loader:
         return stacked
 
 
-class TextStates:
-    """What a frozen text encoder makes of captions, kept in memory up to a limit.
-
-    Encoded in padded batches of one size: a caption has the same states, to the bit, whoever stood beside it.
-    """
-
-    def __init__(self, family: Family, device: torch.device, *, memory_bytes: int = _TEXT_BYTES) -> None:
-        self._family, self._device, self._limit = family, device, memory_bytes
-        self._kept: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
-        self._bytes = 0
-
-    @torch.no_grad()
-    def states(self, tokens: Text) -> Text:
-        """States of each row of token ids, on the device."""
-        keys = [
-            b"".join(ids[i].numpy().tobytes() for ids in tokens.values())
-            for i in range(len(next(iter(tokens.values()))))
-        ]
-        got = {key: self._kept[key] for key in keys if key in self._kept}
-        missing = [i for i, key in enumerate(keys) if key not in got]
-        for start in range(0, len(missing), _ENCODE_BATCH):
-            some = missing[start : start + _ENCODE_BATCH]
-            padded = torch.tensor(some + [some[-1]] * (_ENCODE_BATCH - len(some)))
-            states = self._family.encode_text({name: ids[padded].to(self._device) for name, ids in tokens.items()})
-            for n, i in enumerate(some):
-                got[keys[i]] = {name: value[n].clone() for name, value in states.items()}
-                self._keep(keys[i], got[keys[i]])
-        first = got[keys[0]]
-        return {name: torch.stack([got[key][name] for key in keys]) for name in first}
-
-    def _keep(self, key: bytes, states: dict[str, Tensor]) -> None:
-        self._kept[key] = states
-        self._bytes += sum(t.numel() * t.element_size() for t in states.values())
-        while self._bytes > self._limit and len(self._kept) > 1:
-            _, old = self._kept.popitem(last=False)
-            self._bytes -= sum(t.numel() * t.element_size() for t in old.values())
-
-
 def picture_sizes(sample: Sample, crop: Crop) -> tuple[int, ...]:
     """Height and width of the picture, top and left of the cut as the mirrored picture has it, its height and width."""
     left = crop.scaled_width - crop.width - crop.left if crop.flip else crop.left
     return sample.height, sample.width, crop.top, left, crop.height, crop.width
+
+
+def _pinned(micro: Micro) -> Micro:
+    tensors = {name: value.pin_memory() for name, value in vars(micro).items() if isinstance(value, Tensor)}
+    return replace(micro, tokens={name: ids.pin_memory() for name, ids in micro.tokens.items()}, **tensors)
 
 
 def caption_seen(sample: Sample, pick: Pick, *, seed: int) -> str:

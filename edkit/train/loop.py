@@ -62,7 +62,7 @@ _HARMLESS |= {
     "sample_seed",
 }
 _HARMLESS |= {"max_drift", "on_drift", "validate_every_steps", "validate_every_epochs", "wandb", "step_ledger"}
-_HARMLESS |= {"cache_latents", "leave_out_broken"}
+_HARMLESS |= {"cache_latents", "cache_text", "cache_gb", "num_workers", "leave_out_broken"}
 
 _TELLING = 20  # steps from which on a run's rate says something of the next one's
 
@@ -148,7 +148,6 @@ def _train(
     if threads:
         torch.set_num_threads(int(threads))
     device = pick_device(ranks.device_name(settings.device))
-    family.place(device)
     with contextlib.ExitStack() as stack:
         held_before = _held_before(run_dir) if resume is not None else None
         with ranks.after_first():
@@ -160,6 +159,9 @@ def _train(
             return _run(settings, data.summary, run_dir, total=total, dry_run=True)
         if state is not None and state["data"] != data.fingerprint:
             differs = {"data": (state["data"][:12], data.fingerprint[:12])}
+            _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
+        if state is not None and state.get("masks", "") != data.masks_hash:
+            differs = {"masks": (state.get("masks", "")[:12], data.masks_hash[:12])}
             _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
         if ranks.is_first():
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -236,7 +238,9 @@ class _Loop:
             SampleSheet(prompts=(defaults,), guidance=s.sample_guidance, steps=s.sample_steps),
             say=progress.say,
         )
-        self.trainer = Trainer(s, family, device, total_steps=data.total_steps, where=run_dir)
+        self.trainer = Trainer(
+            s, family, device, total_steps=data.total_steps, where=run_dir, texts=data.texts, resting=data.resting,
+        )  # fmt: skip
         self.loader = Loader(
             family=family,
             sample=data.sample,
@@ -252,6 +256,9 @@ class _Loop:
                 debiased=s.debiased,
             ),
             noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
+            pixel_weights=data.pixel_weights,
+            num_workers=s.num_workers,
+            pin=device.type == "cuda",
         )
         self.epoch = self.step_in_epoch = 0  # the next step's place in the plan
         self.num_images = 0
@@ -448,7 +455,7 @@ class _Loop:
                 found = stable_losses(
                     family, one.samples, self.data.latents, device=self.device, seed=s.validate_seed,
                     timesteps=(s.timestep_start, s.timestep_end or family.num_timesteps), precision=s.precision,
-                    rows=s.micro_batch_size, progress=self.progress,
+                    rows=s.micro_batch_size, texts=self.data.texts, progress=self.progress,
                 )  # fmt: skip
                 values |= numbers(one, found, family.num_timesteps)
         self._see_drift(values)
@@ -492,6 +499,7 @@ class _Loop:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "data": self.data.fingerprint,
+            "masks": self.data.masks_hash,
             "settings": _hash(to_toml(self.s)),
             "num_threads": torch.get_num_threads(),
             "versions": _versions(),
@@ -591,7 +599,7 @@ class _Loop:
         requests = [request for request, _ in rows]
         drawn: dict[tuple[int, float], Any] = {}
         try:
-            with self.trainer.averaged(), self.stop.at_once():
+            with self.trainer.averaged(), self.trainer.all_at_hand(), self.stop.at_once():
                 for scale in sheet.guidance:
                     for size in dict.fromkeys(size for _, size in rows):
                         some = [i for i, (_, own) in enumerate(rows) if own == size]

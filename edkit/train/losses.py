@@ -21,8 +21,11 @@ def image_losses(
     loss_type: LossType = "mse",
     huber_delta: float = 1.0,
     noisiness: Tensor | None = None,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of each image (N,), in fp32 or wider whatever the prediction's type.
+
+    `pixel_weights` (N, 1, h, w) weigh each latent pixel's loss in that mean (`mask_weights`).
 
     `huber` is twice Huber's function (Huber 1964, "Robust estimation of a location parameter"): the square of
     an error up to `huber_delta`, and beyond it a line of slope 2 * `huber_delta`, so that small errors count
@@ -31,15 +34,31 @@ def image_losses(
     """
     wide = torch.promote_types(prediction.dtype, torch.float32)
     said, wanted = prediction.to(wide), target.to(wide)
-    across = tuple(range(1, said.ndim))
     if loss_type == "mse":
-        return (said - wanted).square().mean(dim=across)
-    robust = 2 * huber_loss(said, wanted, reduction="none", delta=huber_delta).mean(dim=across)
-    if loss_type == "huber":
-        return robust
-    assert noisiness is not None, "a loss that changes with the timestep needs to know it"
-    share = noisiness.to(robust) if loss_type == "mse_huber" else 1 - noisiness.to(robust)
-    return torch.lerp((said - wanted).square().mean(dim=across), robust, share)
+        each = (said - wanted).square()
+    else:
+        each = 2 * huber_loss(said, wanted, reduction="none", delta=huber_delta)
+    if loss_type in ("mse_huber", "huber_mse"):
+        assert noisiness is not None, "a loss that changes with the timestep needs to know it"
+        share = noisiness.to(each).view(-1, *[1] * (each.ndim - 1))
+        each = torch.lerp((said - wanted).square(), each, share if loss_type == "mse_huber" else 1 - share)
+    if pixel_weights is not None:
+        each = each * pixel_weights.to(each)
+    return each.mean(dim=tuple(range(1, each.ndim)))
+
+
+def mask_weights(mask: Tensor, *, unmasked: float, normalise: bool) -> Tensor:
+    """Weights of the latent pixels (N, 1, h, w) from how much each is meant, 0..1: `unmasked` where nothing is meant,
+    1 where all is, evenly between.
+
+    Normalised, they are divided by their mean over the image: a mask says where an image's loss comes from, and not
+    how much the image weighs beside others. A mask that is 0 everywhere, with `unmasked` 0, stays 0.
+    """
+    weights = unmasked + (1 - unmasked) * mask
+    if not normalise:
+        return weights
+    mean = weights.mean(dim=(-2, -1), keepdim=True)
+    return torch.where(mean > 0, weights / mean, weights)
 
 
 def min_snr_weights(snr: Tensor, gamma: float, prediction_type: Prediction) -> Tensor:

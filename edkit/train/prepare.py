@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,25 @@ from torch import Tensor
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import BadInput, Problem, StateError
+from edkit.data.image import Crop
 from edkit.data.places import state_dir_for
 from edkit.data.plan import Pick, Plan, PlanSettings, Step
 from edkit.data.progress import Progress
 from edkit.data.rates import keep_rate
-from edkit.data.sample import Options, Sample
+from edkit.data.sample import Options, Sample, caption_text
 from edkit.train import ranks
-from edkit.train.cache import LatentCache, View
+from edkit.train.cache import LatentCache, MaskCache, MaskView, View
 from edkit.train.families.base import Family
+from edkit.train.losses import mask_weights
 from edkit.train.record import Entry, Record, entries_of
 from edkit.train.settings import SettingError, TrainSettings, is_below
 from edkit.train.split import fixed_part, hold_out
+from edkit.train.store import Store
+from edkit.train.texts import TextStates
 from edkit.train.validate import ValidationSet, fixed_samples
 
 _MEMORY = 1 << 32  # bytes of latents held in memory at most; the rest is read from the cache as it is needed
+_MASK_MEMORY = 1 << 30
 PRESERVATION = "preservation"  # the set whose loss is to stay
 _DRIFT_IMAGES = 64  # of it that are measured
 _TOLD = 20  # problems told one by one
@@ -72,12 +79,16 @@ class Prepared:
     total_steps: int
     record: Record  # every image of the data root, and what became of it
     fingerprint: str  # the record's hash: keys, contents, captions, options
+    masks_hash: str  # SHA-256 of the masks that weigh the loss; "" without
     validation: tuple[ValidationSet, ...]
     model_hash: str
     captions: Sequence[str]  # of the images that train, each once, sorted
     sample: Callable[[int], Sample]
     view: Callable[[Pick], View]
     latents: Callable[[Sequence[View]], list[Tensor]]
+    pixel_weights: Callable[[Sequence[Pick]], Tensor | None] | None  # (n, 1, h, w) by masks, where they are asked for
+    texts: TextStates | None  # None: text encoders train
+    resting: frozenset[str]  # parts of the model whose every output is cached: they need not be on the device
     steps: Callable[[int], Sequence[Step]]  # of an epoch
 
 
@@ -111,7 +122,9 @@ def prepare(
         ids: dict[Path, str] = {}
         held: list[int] = []
         if not dry_run:
-            ids = catalog.content_ids([p for one in (dataset, *sets.values()) for p in one.paths], progress=progress)
+            paths = [path for one in (dataset, *sets.values()) for path in one.paths]
+            masks = [mask for i in range(len(dataset)) if s.masks == "file" and (mask := dataset.mask(i))]
+            ids = catalog.content_ids([*paths, *masks], progress=progress)
             held = hold_out(
                 dataset, ids, catalog, share=s.validate_share, seed=s.validate_seed, recorded=held_before,
                 progress=progress,
@@ -119,27 +132,83 @@ def prepare(
             if "val" in sets:
                 held = _and_by_hand(dataset, held, {ids[path] for path in sets["val"].paths}, ids, progress)
     data = _Data(whole=dataset, held=held, sets=sets, ids=ids)
-    path = None if dry_run or not s.cache_latents else state_dir / "cache" / "latents.db"
-    cache = LatentCache(
-        path,
-        encode=family.encode_images,
-        encoder_id=family.vae_hash,
-        precision=s.latent_precision,
-        memory_bytes=_MEMORY if s.cache_latents else 0,
-        device=device,
-        progress=progress,
-    )
-    try:
-        if s.cache_latents and not dry_run:
-            views = [*_views(_plan(data.trained, s), s, ids)]
-            views += [sample.view for one in data.validation(s) for sample in one.samples]
-            broken = cache.warm(views, progress=progress)
+    with contextlib.ExitStack() as stack:
+        store: Store | None = None
+        if not dry_run and (s.cache_latents or s.cache_text):
+            path = state_dir / "cache" / "tensors.db"
+            store = Store(path, limit_bytes=int(s.cache_gb * 1e9), progress=progress)
+            stack.callback(store.close)
+        cached = _Cached(s, family, device, store)
+        stack.callback(cached.latents.close)
+        if not dry_run:
+            measured = [sample for one in data.validation(s) for sample in one.samples]
+            plan = _plan(data.trained, s)
+            broken = cached.warm_images(plan, [sample.view for sample in measured], ids, progress)
             if broken:
                 left_out += _told_broken(dataset, broken, s, progress)
                 data = data.without(broken)
-        yield _prepared(s, family, data, cache, left_out)
-    finally:
-        cache.close()
+            cached.warm_texts(data.trained, [sample.caption for sample in measured], progress)
+        yield _prepared(s, family, data, cached, left_out)
+
+
+class _Cached:
+    """What is made once of images, masks and captions, and which parts of the model are done with it."""
+
+    def __init__(self, s: TrainSettings, family: Family, device: torch.device, store: Store | None) -> None:
+        self._s, self._family, self._device, self._store = s, family, device, store
+        self.latents = LatentCache(
+            store if s.cache_latents else None,
+            encode=family.encode_images,
+            encoder_id=family.vae_hash,
+            precision=s.latent_precision,
+            memory_bytes=_MEMORY if s.cache_latents else 0,
+            device=device,
+        )
+        masks = store if s.cache_latents else None
+        self.masks = MaskCache(masks, factor=family.vae_factor, memory_bytes=_MASK_MEMORY)
+        self.texts: TextStates | None = None
+        self.resting: set[str] = set()
+
+    def warm_images(
+        self, plan: Plan, more: Sequence[View], ids: Mapping[Path, str], progress: Progress
+    ) -> dict[Path, BadInput]:
+        """Make every latent and mask that the plan can ask for, and the latents of `more`; what can't be made comes
+        back by its image's path.
+        """
+        self._family.place(self._device, {"vae"})
+        if not self._s.cache_latents:
+            return {}
+        dataset = plan.dataset
+        views = (_view(dataset, i, crop, ids) for i, crop in _crops(plan))
+        broken = self.latents.warm(chain(views, more), progress=progress)
+        views = {view: i for i, crop in _crops(plan) if (view := _mask_view(dataset, i, crop, ids, self._s.masks))}
+        bad = self.masks.warm(views, progress=progress)
+        broken |= {dataset.path(i): bad[view.path] for view, i in views.items() if view.path in bad}
+        if plan.settings.crop == "centre" or plan.settings.crops_per_image:
+            self._rest({"vae"})
+        return broken
+
+    def warm_texts(self, dataset: Dataset, more: Sequence[str], progress: Progress) -> None:
+        """Where text encoders stay as they are: make the states of every caption, as far as they can be listed, and
+        of `more`.
+        """
+        s, family = self._s, self._family
+        if s.train_text_encoder:
+            return
+        encoders = set(list(family.parts())[1:])
+        family.place(self._device, encoders)
+        shuffled = any(options.shuffle_tags for options in dataset.option_table)
+        # shuffled captions never come again: kept on disk, they would only fill it
+        store = self._store if s.cache_text and not shuffled else None
+        self.texts = TextStates(family, self._device, precision=s.precision, store=store)
+        if not shuffled and s.cache_text:
+            captions = (caption_text(dataset.sample(i), seed=s.seed, epoch=0) for i in range(len(dataset)))
+            self.texts.warm(["", *captions, *more], progress=progress)
+            self._rest(encoders)
+
+    def _rest(self, names: set[str]) -> None:
+        self.resting |= names
+        self._family.place(torch.device("cpu"), names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +314,7 @@ def _and_by_hand(
     return sorted({*held, *same})
 
 
-def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache, left_out: list[str]) -> Prepared:
+def _prepared(s: TrainSettings, family: Family, data: _Data, cached: _Cached, left_out: list[str]) -> Prepared:
     dataset, ids = data.trained, data.ids
     plan = _plan(dataset, s)
     epochs = s.max_epochs
@@ -263,10 +332,20 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache,
         return kept[epoch]
 
     def view(pick: Pick) -> View:
-        path = dataset.path(pick.index)
-        return View(path=path, content_id=ids[path], crop=pick.crop)
+        return _view(dataset, pick.index, pick.crop, ids)
+
+    def pixel_weights(picks: Sequence[Pick]) -> Tensor | None:
+        views = [_mask_view(dataset, pick.index, pick.crop, ids, s.masks) for pick in picks]
+        if not any(views):
+            return None
+        masks = iter(cached.masks.masks([one for one in views if one]))
+        crop, factor = picks[0].crop, family.vae_factor
+        whole = torch.ones(crop.height // factor, crop.width // factor)
+        stacked = torch.stack([next(masks) if one else whole for one in views])[:, None]
+        return mask_weights(stacked, unmasked=s.unmasked_weight, normalise=s.normalise_masks)
 
     views = 1 if s.flip_p == 0 and not any(o.flip_p for o in dataset.option_table) else 2
+    views *= max(1, s.crops_per_image)
     width = {"fp16": 2, "fp32": 4}[s.latent_precision]
     pixels = sum(w * h * n for (w, h), n in plan.bucket_counts.items())
     picks = plan.picks_by_folder(0)
@@ -292,12 +371,16 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cache: LatentCache,
         total_steps=total,
         record=record,
         fingerprint=record.root_hash if ids else "",
+        masks_hash=_masks_hash(dataset, ids) if s.masks == "file" and ids else "",
         validation=data.validation(s) if ids else (),
         model_hash=family.model_hash(),
         captions=sorted({dataset.caption(i).text for i in range(len(dataset))}),
         sample=dataset.sample,
         view=view,
-        latents=cache.latents,
+        latents=cached.latents.latents,
+        pixel_weights=None if s.masks == "none" else pixel_weights,
+        texts=cached.texts,
+        resting=frozenset(cached.resting),
         steps=steps,
     )
 
@@ -393,6 +476,7 @@ def _plan(dataset: Dataset, s: TrainSettings) -> Plan:
             small=s.small,
             remainder=s.remainder,
             crop=s.crop,
+            crops_per_image=s.crops_per_image,
         ),
     )
 
@@ -403,26 +487,31 @@ def _at_least(plan: Plan, steps: int) -> int:
     return steps if any(plan.num_picks(epoch) for epoch in range(1000)) else 0
 
 
-def _views(plan: Plan, s: TrainSettings, ids: dict[Path, str]) -> Iterator[View]:
-    """Every way in which the plan can see its images (with random crops: in which the first epoch does)."""
-    dataset = plan.dataset
-    if s.crop == "random":
-        for step in plan.epoch(0).steps:
-            for micro in step:
-                for pick in micro.picks:
-                    path = dataset.path(pick.index)
-                    yield View(path=path, content_id=ids[path], crop=pick.crop)
-        return
+def _crops(plan: Plan) -> Iterator[tuple[int, Crop]]:
+    """Every way in which the plan can see its images, by their rows (where each pick draws its own crop: in which
+    the first epoch does).
+    """
     idle = {i for i, _ in plan.left_out}
-    for i in range(len(dataset)):
-        if i not in idle:
-            path = dataset.path(i)
-            crop = replace(plan.crop(i), flip=False)
-            probability = dataset.options(i).flip_p or 0.0
-            if probability < 1:
-                yield View(path=path, content_id=ids[path], crop=crop)
-            if probability > 0:
-                yield View(path=path, content_id=ids[path], crop=replace(crop, flip=True))
+    for i in range(len(plan.dataset)):
+        crops = plan.crops(i) if i not in idle else []
+        if crops is None:
+            yield from ((pick.index, pick.crop) for step in plan.epoch(0).steps for m in step for pick in m.picks)
+            return
+        yield from ((i, crop) for crop in crops)
+
+
+def _view(dataset: Dataset, i: int, crop: Crop, ids: Mapping[Path, str]) -> View:
+    path = dataset.path(i)
+    return View(path=path, content_id=ids[path], crop=crop)
+
+
+def _mask_view(dataset: Dataset, i: int, crop: Crop, ids: Mapping[Path, str], source: str) -> MaskView | None:
+    """Where the mask of an image stands, if masks are asked for and it has one."""
+    if source == "alpha":
+        path = dataset.path(i)
+        return MaskView(path=path, content_id=ids[path], crop=crop, source="alpha")
+    mask = dataset.mask(i) if source == "file" else None
+    return None if mask is None else MaskView(path=mask, content_id=ids[mask], crop=crop, source="file")
 
 
 def _num_cut(dataset: Dataset, family: Family) -> int:
@@ -434,3 +523,11 @@ def _num_cut(dataset: Dataset, family: Family) -> int:
     around = family.count_tokens([""])[0]  # markers; a byte is a token at most
     long = [caption for caption in captions if len(caption.encode("utf-8", "replace")) + around > family.max_tokens]
     return sum(n > family.max_tokens for n in family.count_tokens(long))
+
+
+def _masks_hash(dataset: Dataset, ids: Mapping[Path, str]) -> str:
+    digest = hashlib.sha256()
+    for i in range(len(dataset)):
+        if mask := dataset.mask(i):
+            digest.update(repr((dataset.key(i), ids[mask])).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

@@ -107,6 +107,10 @@ class TrainSettings:
     small: Literal["smaller", "upscale", "leave"] = "smaller"
     remainder: Literal["join", "duplicate", "drop"] = "join"
     crop: Literal["centre", "random"] = "centre"
+    crops_per_image: int = 0  # random crops an image has, of which each pick draws one; 0: every pick has its own
+    masks: Literal["none", "file", "alpha"] = "none"  # what weighs the loss: NAME-masklabel.png, or the image's alpha
+    unmasked_weight: float = 0.1  # of what a mask leaves black
+    normalise_masks: bool = True  # a masked image weighs as much as any other
     cond_dropout: float = 0.04
     flip_p: float = 0.0
     shuffle_tags: bool = False
@@ -118,6 +122,9 @@ class TrainSettings:
     leave_out_broken: bool = False
     cache_latents: bool = True
     latent_precision: Literal["fp16", "fp32"] = "fp16"
+    cache_text: bool = True  # what a frozen text encoder makes of captions
+    cache_gb: float = 50.0  # what runs before this one left in the cache goes, oldest first, beyond so much
+    num_workers: int | None = None  # threads that make batches; None: by the machine. Changes no number
     seed: int = 555  # -1 draws one and records it
 
     # what is held out, and what is measured always in the same way
@@ -462,7 +469,7 @@ def _check(s: TrainSettings) -> None:
     counts: tuple[str, ...] = ("max_steps", "max_epochs", "micro_batch_size", "resolution", "bucket_step")
     counts += ("validate_every_steps", "validate_every_epochs")
     counts += ("save_every_steps", "save_every_epochs", "sample_every_steps", "max_caption_length", "lr_decay_steps")
-    for key in (*counts, "keep_exports", "num_threads", "text_encoder_layers"):
+    for key in (*counts, "keep_exports", "num_threads", "num_workers", "text_encoder_layers"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 1, "must be at least 1")
     for key in (
         "weight_decay",
@@ -472,12 +479,14 @@ def _check(s: TrainSettings) -> None:
         "embedding_perturbation",
         "lr_warmup_steps",
         "keep_tags",
+        "crops_per_image",
+        "cache_gb",
         "timestep_start",
         "sample_seed",
         "validate_seed",
     ):
         need(key, getattr(s, key) >= 0, "must not be negative")
-    for key in ("cond_dropout", "flip_p", "lr_end", "validate_share", "validate_train_share"):
+    for key in ("cond_dropout", "flip_p", "lr_end", "validate_share", "validate_train_share", "unmasked_weight"):
         need(key, 0 <= getattr(s, key) <= 1, "must lie between 0 and 1")
     for key in ("lr", "text_encoder_lr", "clip_grad_norm"):
         need(key, getattr(s, key) is None or getattr(s, key) >= 0, "must not be negative")
@@ -500,6 +509,7 @@ def _check(s: TrainSettings) -> None:
         rounds = s.method == "lora" or s.optimizer == "adafactor"
         need(key, rounds, "small steps would be lost in rounding; only adafactor rounds stochastically")
         need(key, s.method == "lora" or s.ema_decay is None, "ema_decay wants weights in fp32")
+    need("crops_per_image", not s.crops_per_image or s.crop == "random", 'goes with crop = "random" alone')
     need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     guided = bool(s.sample_guidance) and all(scale >= 0 for scale in s.sample_guidance)

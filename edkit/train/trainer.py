@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from edkit.train import checkpoint as ck
 from edkit.train import optimizers, ranks
 from edkit.train.adafactor import Adafactor
 from edkit.train.families.base import DTYPES, Family, last_layers
-from edkit.train.loader import Batch, Micro, TextStates
+from edkit.train.loader import Batch, Micro
 from edkit.train.lora import add_lora
 from edkit.train.losses import image_losses
 from edkit.train.settings import TrainSettings, is_below
+from edkit.train.texts import TextStates
 
 _NAMED = 8  # files named in an error
 _LEAST_SCALE = 1.0  # fp16 gradients that overflow at this scale are not finite by themselves; 1 without a scaler
@@ -55,11 +56,25 @@ class Trainer:
     """What changes from step to step: weights, optimizer, scaler and average."""
 
     def __init__(
-        self, s: TrainSettings, family: Family, device: torch.device, *, total_steps: int, where: Path
+        self,
+        s: TrainSettings,
+        family: Family,
+        device: torch.device,
+        *,
+        total_steps: int,
+        where: Path,
+        texts: TextStates | None = None,
+        resting: frozenset[str] = frozenset(),
     ) -> None:
-        """`total_steps` is what the schedule of the learning rate spans; `where` is named in errors."""
+        """`total_steps` is what the schedule of the learning rate spans; `where` is named in errors.
+
+        `texts`: the states of captions, where text encoders stay as they are; `resting`: parts that training does
+        not need any more, as all they can give is cached: they stay on the CPU.
+        """
         self.s, self.family, self.device, self._total, self._where = s, family, device, total_steps, where
         parts = family.parts()
+        self._resting = resting if device.type != "cpu" else frozenset()
+        family.place(device, {*parts, "vae"} - self._resting)
         denoiser = next(iter(parts))
         trained = [n for n in parts if (s.train_unet if n == denoiser else s.train_text_encoder)]
         self.parameters: dict[str, nn.Parameter] = {}
@@ -93,7 +108,7 @@ class Trainer:
         self.ema = optimizers.Ema(self.parameters, s.ema_decay) if s.ema_decay else None
         # nothing has learned yet, and an adapter begins as nothing: these weights are the untrained model's
         self._untrained = optimizers.Aside(self.parameters) if s.prior_preservation else None
-        self._texts = None if s.train_text_encoder else TextStates(family, device)
+        self._texts = None if s.train_text_encoder else texts or TextStates(family, device, precision=s.precision)
         self._has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in trained for m in parts[n].modules())
         self.step = 0  # finished optimizer steps
 
@@ -135,9 +150,10 @@ class Trainer:
             said = self._predict(micro)
             errors = image_losses(
                 said, target, loss_type=s.loss_type, huber_delta=s.huber_delta,
-                noisiness=micro.timesteps / max(1, family.num_timesteps - 1),
+                noisiness=self._here(micro.timesteps) / max(1, family.num_timesteps - 1),
+                pixel_weights=None if micro.pixel_weights is None else self._here(micro.pixel_weights),
             )  # fmt: skip
-            each = errors * micro.weights.to(self.device)
+            each = errors * self._here(micro.weights)
             loss = self.scaler.scale(each.sum() / s.batch_size)
             if self._fused and micro is batch.micros[-1]:
                 self._waiting = loss
@@ -179,7 +195,8 @@ class Trainer:
         if self._waiting is not None:
             self._waiting.backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        norm = None if self._fused else nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads) if grads else None
         # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less, until it has
         # nothing left to give
         if norm is not None and not math.isfinite(float(norm)) and self.scaler.get_scale() <= _LEAST_SCALE:
@@ -200,6 +217,9 @@ class Trainer:
         values |= {} if norm is None else {"grad_norm": float(norm)}
         return StepResult(values=values, losses=losses.plain, num_images=len(weighted))
 
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
     def _move_one(self, parameter: Tensor) -> None:
         """Fused backward: a gradient that is whole moves its weight at once, and goes.
 
@@ -215,20 +235,23 @@ class Trainer:
         s, family = self.s, self.family
         with torch.autocast(self.device.type, dtype=DTYPES[s.precision], enabled=s.precision != "fp32"):
             if self._texts is None:
-                text = family.encode_text({name: ids.to(self.device) for name, ids in micro.tokens.items()})
+                text = family.encode_text({name: self._here(ids) for name, ids in micro.tokens.items()})
             else:
                 text = self._texts.states(micro.tokens)
-            text = {name: rows[micro.which.to(self.device)] for name, rows in text.items()}
+            which = self._here(micro.which)
+            text = {name: rows[which] for name, rows in text.items()}
             if s.embedding_perturbation:
                 text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
-            timesteps = micro.timesteps.to(self.device)
-            return family.predict(micro.noisy.to(self.device), timesteps, text, micro.sizes.to(self.device))
+            noisy, timesteps, sizes = (self._here(t) for t in (micro.noisy, micro.timesteps, micro.sizes))
+            return family.predict(noisy, timesteps, text, sizes)
 
     def _target(self, micro: Micro) -> Tensor:
         """What the model should say: the truth, or for images of `prior_preservation` what it said untrained."""
-        target = micro.target.to(self.device)
+        target = self._here(micro.target)
+        if self._untrained is None:
+            return target
         prior = torch.tensor([is_below(sample.key, self.s.prior_preservation) for sample in micro.samples])
-        if self._untrained is None or not prior.any():
+        if not prior.any():
             return target
         with torch.no_grad(), self._untrained.in_place():
             before = self._predict(micro).to(target)
@@ -289,6 +312,15 @@ class Trainer:
             else:
                 self.ema.load(weights)
         self.step = int(state["step"])
+
+    @contextlib.contextmanager
+    def all_at_hand(self) -> Iterator[None]:
+        """While it is open, every part is on the device, also those that training does not need."""
+        self.family.place(self.device, self._resting)
+        try:
+            yield
+        finally:
+            self.family.place(torch.device("cpu"), self._resting)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, the model has its average's weights (where an average is kept)."""

@@ -16,9 +16,10 @@ from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Sample, caption_text
 from edkit.train.cache import View
 from edkit.train.families.base import DTYPES, Family
-from edkit.train.loader import TextStates, picture_sizes
+from edkit.train.loader import picture_sizes
 from edkit.train.losses import image_losses
 from edkit.train.noise import normal
+from edkit.train.texts import TextStates
 from edkit.train.watch import Folders, means, quarter
 
 _AHEAD = 16  # images whose latents are asked for at once
@@ -71,6 +72,7 @@ def stable_losses(
     seed: int = 555,
     precision: str = "fp32",
     rows: int | None = None,
+    texts: TextStates | None = None,
     what: str = "validating",
     progress: Progress = SILENT,
 ) -> StableLosses:
@@ -81,14 +83,15 @@ def stable_losses(
     The same weights give the same numbers, to the bit: an image's noise is a function of `seed`, its content and
     the timestep, captions are whole, nothing is dropped or mirrored. An image's numbers do not depend on which others
     are measured beside it: a pass holds one image at all its timesteps (at most `rows` at once, where memory is
-    short). `latents` gives those of views (`LatentCache.latents`). The model's parts are in evaluation mode
+    short). `latents` gives those of views (`LatentCache.latents`), `texts` those of captions, where the text encoder
+    does not move (None: they are made). The model's parts are in evaluation mode
     meanwhile, and no random state is touched: training goes on as if nothing had happened. Compare two models on
     the same samples and read the difference of their `losses` image by image: the noise is the same in both.
     """
     first, last = timesteps or (0, family.num_timesteps)
     middles = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
     times = family.timesteps(middles, first, last)  # (T,)
-    texts = TextStates(family, device)
+    texts = texts or TextStates(family, device, precision=precision)
     modes = {name: part.training for name, part in family.parts().items()}
     for part in family.parts().values():
         part.eval()

@@ -6,23 +6,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edkit.data.progress import SILENT
 from edkit.data.sample import caption_text, drops_caption
 from edkit.train.families import load_family
-from edkit.train.loader import Batch, Loader, Noise, Planned, TextStates
+from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.losses import timestep_weights
 from edkit.train.noise import normal
 from edkit.train.prepare import Prepared, prepare
 from edkit.train.settings import TrainSettings, resolve
+from edkit.train.texts import TextStates
 
 Settings = Callable[..., TrainSettings]
 
 
 @contextmanager
-def loading(s: TrainSettings, *, micro_batch_size: int | None = None) -> Iterator[tuple[Loader, Prepared]]:
+def loading(
+    s: TrainSettings, *, micro_batch_size: int | None = None, num_workers: int | None = None
+) -> Iterator[tuple[Loader, Prepared]]:
     family = load_family(s.model)
     s = resolve(
         s,
@@ -48,6 +53,8 @@ def loading(s: TrainSettings, *, micro_batch_size: int | None = None) -> Iterato
                     debiased=s.debiased,
                 ),
                 noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
+                pixel_weights=data.pixel_weights,
+                num_workers=num_workers,
             ),
             data,
         )
@@ -187,3 +194,63 @@ def test_kept_text_states_are_the_encoders_to_the_bit(model: Path, room: int) ->
     with torch.no_grad():
         plain = family.encode_text(family.tokenize(captions[7:8]))["states"][0]
     torch.testing.assert_close(together[7], plain)
+
+
+def same_tensors(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return all(same_tensors(value, other[name]) for name, value in one.items())  # type: ignore[index]
+    return one == other
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_how_many_threads_make_batches_changes_no_number(settings: Settings, cached: bool) -> None:
+    found: list[list[Batch]] = []
+    more = {"cond_dropout": 0.5, "flip_p": 0.5, "batch_size": 3, "cache_latents": cached, "crop": "random"}
+    for num in (1, 4):
+        with loading(settings(**more), num_workers=num) as (loader, data):
+            found.append(list(loader.batches(iter([step for epoch in range(3) for step in planned(data, epoch)]))))
+    assert len(found[0]) == len(found[1]) == 8
+    for one, other in zip(*found, strict=True):
+        assert (one.epoch, one.index, one.last) == (other.epoch, other.index, other.last)
+        for a, b in zip(one.micros, other.micros, strict=True):
+            assert all(same_tensors(value, vars(b)[name]) for name, value in vars(a).items())
+
+
+def test_masks_reach_the_batch_cut_and_mirrored_as_their_images(settings: Settings, pictures: Path) -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:, :20] = 255
+    Image.fromarray(mask).save(pictures / "red paint_(0)-masklabel.png")
+    flipped = set()
+    more = {"masks": "file", "flip_p": 0.5, "unmasked_weight": 0.25, "normalise_masks": False}
+    with loading(settings(**more)) as (loader, data):
+        for epoch in range(8):
+            for step in planned(data, epoch):
+                for (micro,), picks in [(loader.batch(step).micros, step.step[0].picks)]:
+                    for i, sample in enumerate(micro.samples):
+                        weights = torch.ones(1, 8, 8) if micro.pixel_weights is None else micro.pixel_weights[i]
+                        if sample.key != "red paint_(0).png":
+                            assert weights.eq(1).all()
+                            continue
+                        left, right = weights[..., :4].unique().tolist(), weights[..., 4:].unique().tolist()
+                        assert (left, right) == (([0.25], [1.0]) if picks[i].crop.flip else ([1.0], [0.25]))
+                        flipped.add(picks[i].crop.flip)
+    assert flipped == {True, False}
+
+
+def test_with_a_number_of_crops_an_image_has_so_many_and_each_is_made_once(
+    settings: Settings, tmp_path: Path, draw_pictures: Callable[..., Path]
+) -> None:
+    root = draw_pictures(tmp_path / "wide", 4, sizes=((100, 40),))
+    s = settings(data_root=str(root), crop="random", crops_per_image=3, flip_p=0.5, resolution=32, batch_size=4)
+    with loading(s) as (_, data):
+        seen = {
+            view(pick) for view in [data.view] for e in range(40) for p in planned(data, e) for pick in p.step[0].picks
+        }
+        by_path = {path: {one.crop for one in seen if one.path == path} for path in {one.path for one in seen}}
+        assert {len(crops) for crops in by_path.values()} == {6}  # three, each mirrored too
+        assert {crop for i in range(4) for crop in data.plan.crops(i) or []} == {one.crop for one in seen}
+        assert data.resting == {"vae", "text_encoder"}
+    with loading(s.but(crops_per_image=0)) as (_, data):
+        assert data.plan.crops(0) is None and data.resting == {"text_encoder"}

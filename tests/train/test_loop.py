@@ -317,3 +317,45 @@ def test_real_photos_train(model: Path, shared_data: Path, tmp_path: Path, setti
         shutil.copy(path, photos)
     run = train(settings(data_root=str(photos), caption_fallback="a photo", max_steps=2, batch_size=6))
     assert run.num_images == 12 and len(run.summary.buckets) > 1
+
+
+def test_cached_uncached_and_killed_runs_give_the_same_losses_on_the_same_picks(
+    settings: Settings, tmp_path: Path
+) -> None:
+    more = {"flip_p": 0.5, "crop": "random", "crops_per_image": 2, "masks": "alpha", "num_workers": 3}
+    more |= {"max_steps": 24, "batch_size": 3, "save_every_steps": 3}
+
+    def rows(run_dir: Path) -> list[tuple[float, ...]]:
+        return [(row["step"], row["loss"], row["plain_loss"]) for row in read_metrics(run_dir)]
+
+    killed = settings(out=tmp_path / "killed", **more)
+    process = started(killed, tmp_path)
+    wait_for(lambda: len(ck.checkpoints(tmp_path / "killed")) == 2, process)
+    process.kill()
+    process.wait()
+    resumed = train(resume=tmp_path / "killed")
+    cached = train(settings(out=tmp_path / "cached", **more))
+    uncached = train(
+        settings(out=tmp_path / "uncached", cache_latents=False, cache_text=False, **(more | {"num_workers": 1}))
+    )
+    assert resumed.resumed_from and rows(resumed.run_dir) == rows(cached.run_dir) == rows(uncached.run_dir)
+    assert len({loss for _, loss, _ in rows(cached.run_dir)}) == 24
+
+
+def test_a_mask_turns_the_loss_to_what_is_meant_and_a_changed_one_is_noticed(
+    settings: Settings, pictures: Path, tmp_path: Path
+) -> None:
+    plain = train(settings(out=tmp_path / "plain", max_steps=1))
+    for path in pictures.glob("*.png"):
+        Image.linear_gradient("L").resize((40, 40)).save(path.with_name(f"{path.stem}-masklabel.png"))
+    unasked = train(settings(out=tmp_path / "unasked", max_steps=1))
+    assert unasked.first_loss == plain.first_loss and unasked.summary.num_images == 8
+    masked = train(settings(out=tmp_path / "masked", max_steps=1, masks="file"))
+    assert masked.first_loss != plain.first_loss
+    white = pictures / "red paint_(0)-masklabel.png"
+    Image.new("L", (40, 40), 255).save(white)
+    with pytest.raises(StateError, match="the data changed"):
+        train(resume=masked.run_dir)
+    Image.new("L", (40, 30), 255).save(white)
+    with pytest.raises(BadInput, match=r"red paint_\(0\).png: the mask is 40 x 30"):
+        train(settings(out=tmp_path / "bad", masks="file"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from edkit.train.losses import debiased_weights, image_losses, min_snr_weights, timestep_weights
+from edkit.train.losses import debiased_weights, image_losses, mask_weights, min_snr_weights, timestep_weights
 
 GAMMA = 5.0
 
@@ -104,3 +104,30 @@ def test_the_mixed_losses_run_from_one_to_the_other_over_the_timesteps() -> None
     assert_close(mixed, (1 - noisiness) * mse + noisiness * huber)
     assert_close(back, (1 - noisiness) * huber + noisiness * mse)
     assert bool((huber < mse).all())
+
+
+def test_a_mask_says_where_the_loss_comes_from_and_not_how_much_the_image_weighs() -> None:
+    generator = torch.Generator().manual_seed(5)
+    said, target = torch.randn(2, 3, 4, 6, 6, dtype=torch.float64, generator=generator)
+    mask = torch.rand(3, 1, 6, 6, dtype=torch.float64, generator=generator)
+    weights = 0.2 + 0.8 * mask
+    plain = image_losses(said, target, pixel_weights=mask_weights(mask, unmasked=0.2, normalise=False))
+    assert_close(plain, ((said - target) ** 2 * weights).sum(dim=(1, 2, 3)) / (4 * 6 * 6))
+    even = image_losses(said, target, pixel_weights=mask_weights(mask, unmasked=0.2, normalise=True))
+    assert_close(even, ((said - target) ** 2 * weights).sum(dim=(1, 2, 3)) / (4 * weights.sum(dim=(1, 2, 3))))
+    # an error that is the same everywhere is the loss itself, whatever the mask
+    level = image_losses(target + 0.5, target, pixel_weights=mask_weights(mask, unmasked=0.2, normalise=True))
+    assert_close(level, torch.full((3,), 0.25, dtype=torch.float64))
+
+
+def test_masks_weigh_every_kind_of_loss_and_nothing_meant_is_no_loss() -> None:
+    said, target = torch.randn(2, 2, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) * 2
+    mask = torch.zeros(2, 1, 6, 6, dtype=torch.float64)
+    mask[0, :, :3] = 1
+    weights = mask_weights(mask, unmasked=0.0, normalise=True)
+    for kind in ("mse", "huber", "mse_huber", "huber_mse"):
+        noisiness = torch.tensor([0.3, 0.9], dtype=torch.float64)
+        half = image_losses(said, target, loss_type=kind, noisiness=noisiness, pixel_weights=weights)  # type: ignore[arg-type]
+        alone = image_losses(said[:, :, :3], target[:, :, :3], loss_type=kind, noisiness=noisiness)  # type: ignore[arg-type]
+        assert_close(half[0], alone[0])
+        assert float(half[1]) == 0

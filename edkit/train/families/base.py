@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,14 +51,18 @@ class Family(Protocol):
         """SHA-256 of the image encoder's weights and config: latents made by another one are no good."""
 
     @property
+    def text_hash(self) -> str:
+        """SHA-256 of all that decides what `encode_text` makes of token ids, but for `clip_skip`."""
+
+    @property
     def max_tokens(self) -> int:
         """How much of a caption is read, its markers counted."""
 
     def parts(self) -> dict[str, nn.Module]:
         """The denoiser first, then the text encoders, by the name of their folder."""
 
-    def place(self, device: torch.device) -> None:
-        """Move every part to a device."""
+    def place(self, device: torch.device, names: Collection[str] | None = None) -> None:
+        """Move parts to a device: those of `parts()` and the image encoder, `vae`, by their names; None: all."""
 
     def tokenize(self, captions: Sequence[str]) -> Text:
         """Token ids (and what else `encode_text` needs), cut and padded to `max_tokens`; each (N, max_tokens) int64,

@@ -8,7 +8,7 @@ the statistics of its batch norm: (N, 128, H/16, W/16) as published.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,7 @@ from edkit.train.families.parts import (
     quiet,
     read_json,
     ready,
+    text_hash_of,
 )
 from edkit.train.losses import Prediction
 from edkit.train.noise import Name, perturbed
@@ -133,6 +134,10 @@ class Klein:
         said = f"{hash_of(self.vae)} {self.vae.config.batch_norm_eps}"  # the batch norm's statistics are weights
         return hashlib.sha256(said.encode()).hexdigest()
 
+    @cached_property
+    def text_hash(self) -> str:
+        return text_hash_of([self.text_encoder])
+
     def model_hash(self) -> str:
         parts = [hash_of(module) for module in (*self.parts().values(), self.vae)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
@@ -140,9 +145,10 @@ class Klein:
     def parts(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
 
-    def place(self, device: torch.device) -> None:
-        for module in (*self.parts().values(), self.vae):
-            module.to(device)
+    def place(self, device: torch.device, names: Collection[str] | None = None) -> None:
+        for name, module in {**self.parts(), "vae": self.vae}.items():
+            if names is None or name in names:
+                module.to(device)
 
     # ---- captions
 

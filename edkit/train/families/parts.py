@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +85,12 @@ def config_of(module: Any, precision: str) -> dict[str, Any]:
     config = json.loads(module.to_json_string())
     config.pop("_name_or_path", None)
     return cast(dict[str, Any], config)
+
+
+def text_hash_of(encoders: Iterable[nn.Module], *more: object) -> str:
+    """SHA-256 over text encoders' weights and configs, and whatever else decides what they say."""
+    said = [(hash_of(encoder), config_of(encoder, "fp32")) for encoder in encoders]
+    return hashlib.sha256(json.dumps([said, more], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hash_of(module: nn.Module) -> str:

@@ -6,7 +6,7 @@ Noise is added by the scheduler's alphas; the U-Net says the noise, or the veloc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from edkit.train.families.parts import (
     quiet,
     read_json,
     ready,
+    text_hash_of,
     write_clip_files,
 )
 from edkit.train.losses import Prediction
@@ -90,6 +91,10 @@ class UNetModel:
         return hash_of(self.vae)
 
     @cached_property
+    def text_hash(self) -> str:
+        return text_hash_of(self.text_encoders.values(), self.index())
+
+    @cached_property
     def _original_name(self) -> Callable[[str], tuple[str, How]]:
         return unet_place(self.unet)
 
@@ -123,9 +128,10 @@ class UNetModel:
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, **self.text_encoders}
 
-    def place(self, device: torch.device) -> None:
-        for module in (self.unet, self.vae, *self.text_encoders.values()):
-            module.to(device)
+    def place(self, device: torch.device, names: Collection[str] | None = None) -> None:
+        for name, module in {**self.parts(), "vae": self.vae}.items():
+            if names is None or name in names:
+                module.to(device)
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         tokenizer = next(iter(self.tokenizers.values()))
