@@ -1,6 +1,7 @@
 """From samples to the steps of every epoch: purely, (dataset, settings, epoch) -> steps.
 
-Epoch e's picks have a closed form, folder by folder, so nothing is drawn in sequence. What carries over
+Epoch e's picks have a closed form, folder by folder, so nothing is drawn in sequence (where ratings leave images out,
+earlier epochs are counted). What carries over
 from one epoch to the next has one as well: how many picks is the running total modulo the batch size, and
 which ones follows from that number and the earlier epoch's own picks alone. Epoch 7 therefore needs epoch
 6 (and further ones only where 6 has fewer picks than a batch), never a replay from the start.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, overload
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from edkit.data.dataset import Dataset
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.image import Crop
-from edkit.data.random import integer, permutation
+from edkit.data.random import integer, permutation, unit
 from edkit.data.sample import flips
 
 Bucket = tuple[int, int]  # width, height in pixels
@@ -44,6 +46,8 @@ class PlanSettings:
     remainder: Literal["join", "duplicate", "drop"] = "join"
     crop: Literal["centre", "random"] = "centre"
     crops_per_image: int = 0  # random crops an image has, one drawn for each pick; 0: every pick has its own
+    rated_dropout: float = 0.0  # 0..1: the part of the rated images that the last of `rated_epochs` leaves out
+    rated_epochs: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -52,6 +56,11 @@ class PlanSettings:
             raise UsageError("a plan needs a seed of 0 or more", mend="-1 is drawn once, recorded and reused")
         if self.crops_per_image < 0:
             raise UsageError(f"crops per image is {self.crops_per_image}", mend="it must not be negative")
+        if not 0 <= self.rated_dropout < 1 or (self.rated_dropout and self.rated_epochs < 1):
+            raise UsageError(
+                f"rated dropout is {self.rated_dropout:g} over {self.rated_epochs} epochs",
+                mend="it must lie from 0 up to 1, and the number of epochs must be known",
+            )
         for name, known in (
             ("small", ("smaller", "upscale", "leave")),
             ("remainder", ("join", "duplicate", "drop")),
@@ -228,6 +237,11 @@ class Plan:
         batch = of_option[dataset.option_ids] if len(dataset) else np.zeros(0, np.int64)
         self._key: _Ints = self._bucket.astype(np.int64) * len(self._batch_ids) + batch
         self._make_groups(~off & ~self._leave)
+        ratings = np.asarray([np.nan if o.rating is None else o.rating for o in dataset.option_table], np.float64)
+        of_image = ratings[dataset.option_ids] if settings.rated_dropout else np.full(len(dataset), np.nan)
+        self._rated: _Ints = np.flatnonzero(~np.isnan(of_image) & self._trains)
+        self._ratings = of_image[self._rated]
+        self._num_picks: dict[int, int] = {}
         self._own_memo: dict[int, _Own] = {}
 
     # -- what a plan says of the images
@@ -360,9 +374,30 @@ class Plan:
         """The images drawn for the epoch, in no order that means anything; one comes as often as it is picked."""
         return self._picks(epoch)[0]
 
+    def left_out_by_rating(self, epoch: int) -> _Ints:
+        """The rated images that this epoch leaves out: none in the first, `rated_dropout` of them from the last on,
+        evenly more between, in exact numbers.
+
+        Which ones is drawn anew in each epoch. An image stays in proportion to its rating: the kept ones are a
+        weighted draw without replacement (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"),
+        and one that is rated 0 or less is left out first. Images without a rating always train.
+        """
+        s = self.settings
+        share = Fraction(str(s.rated_dropout)) * Fraction(min(epoch, s.rated_epochs - 1), max(1, s.rated_epochs - 1))
+        num = math.floor(len(self._rated) * share) if len(self._rated) else 0
+        if num <= 0:
+            return np.zeros(0, np.int64)
+        draws = np.asarray([unit(s.seed, "rating", self.dataset.key(i), epoch) for i in self._rated.tolist()])
+        # exponential races: the smaller, the sooner in the draw
+        place = np.where(self._ratings > 0, -np.log1p(-draws) / np.maximum(self._ratings, 1e-300), np.inf)
+        return self._rated[np.lexsort((draws, place))[len(place) - num :]]
+
     def picks_by_folder(self, epoch: int) -> dict[Path, int]:
         """How many picks each folder gives the epoch; folders that give none are there as 0."""
         found = {folder.path: 0 for folder in self.dataset.folders}
+        if len(self._rated):
+            counts = np.bincount(self.dataset.folder_ids[self._picks(epoch)[0]], minlength=len(found))
+            return dict(zip(found, counts.tolist(), strict=True))
         for group in self._groups:
             path = self.dataset.path(int(group.rows[0])).parent
             found[path] += group.picks_before(epoch + 1) - group.picks_before(epoch)
@@ -439,7 +474,11 @@ class Plan:
 
     def _total(self, epoch: int) -> int:
         """Picks of all epochs before this one."""
-        return sum(group.picks_before(epoch) for group in self._groups)
+        if not len(self._rated):
+            return sum(group.picks_before(epoch) for group in self._groups)
+        for e in range(len(self._num_picks), epoch):
+            self._num_picks[e] = len(self._picks(e)[0])
+        return sum(self._num_picks[e] for e in range(epoch))
 
     def _picks(self, epoch: int) -> tuple[_Ints, _Ints]:
         """(index, occurrence) of the epoch's own picks."""
@@ -450,7 +489,10 @@ class Plan:
             places = np.arange(group.drawn_before(epoch), group.drawn_before(epoch + 1)) % len(group.rows)
             index.append(group.rows[group.order[places]])
             occurrence.append(np.full(len(places), group.whole, np.int64))
-        return np.concatenate(index), np.concatenate(occurrence)
+        images, times = np.concatenate(index), np.concatenate(occurrence)
+        out = self.left_out_by_rating(epoch)
+        stays = ~np.isin(images, out) if len(out) else slice(None)
+        return images[stays], times[stays]
 
     def _own(self, epoch: int) -> _Own:
         if epoch not in self._own_memo:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -149,11 +150,12 @@ class MaskCache:
     def _made(self, views: Sequence[MaskView]) -> Iterator[tuple[MaskView, Entry | BadInput]]:
         for view in views:
             size = view.crop.width // self._factor, view.crop.height // self._factor
-            mask = _read(view.path, view.content_id, lambda data, v=view, s=size: load_mask(data, v.crop, s, v.source))
-            if not isinstance(mask, BadInput):
-                yield view, {"mask": torch.from_numpy(np.array(mask))}
-            else:
+            load = partial(load_mask, crop=view.crop, size=size, channel=view.source)
+            mask = _read(view.path, view.content_id, load)
+            if isinstance(mask, BadInput):
                 yield view, mask
+            else:
+                yield view, {"mask": torch.from_numpy(np.array(mask))}
 
     def _key(self, view: MaskView) -> bytes:
         c = view.crop

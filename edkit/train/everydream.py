@@ -248,6 +248,12 @@ def _schedule(k: _Key) -> None:
     k.set("lr_schedule", k.value or "constant")
 
 
+def _rated(k: _Key) -> None:
+    if k.value:
+        percent = k.said.get("rated_dataset_target_dropout_percent")
+        k.set("rated_dropout", 0.5 if percent is None else float(percent) / 100)
+
+
 def _prompts(k: _Key) -> None:
     if not k.value:
         return
@@ -448,7 +454,7 @@ KEYS: dict[str, Rule] = {
     "gpuid": Rule("`device`", _gpu),
     "validation_config": Rule("read; see below", _validation),
     "write_schedule": Rule("told: `edkit plan --schedule`", _no_meaning("edkit plan --schedule FILE writes it")),
-    "rated_dataset": Rule("refused", _refused("edkit trains all images of every epoch", "use multiply.txt instead")),
+    "rated_dataset": Rule("`rated_dropout`: `rated_dataset_target_dropout_percent` / 100, else 0.5", _rated),
     "rated_dataset_target_dropout_percent": Rule("see `rated_dataset`", _elsewhere),
     "load_settings_every_epoch": Rule(
         "refused", _refused("a run's settings hold from its first step to its last", "take it out")

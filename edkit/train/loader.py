@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,7 +199,9 @@ def picture_sizes(sample: Sample, crop: Crop) -> tuple[int, ...]:
 
 
 def _pinned(micro: Micro) -> Micro:
-    tensors = {name: value.pin_memory() for name, value in vars(micro).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {
+        name: value.pin_memory() for name, value in vars(micro).items() if isinstance(value, Tensor)
+    }
     return replace(micro, tokens={name: ids.pin_memory() for name, ids in micro.tokens.items()}, **tensors)
 
 

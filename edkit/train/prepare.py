@@ -477,6 +477,8 @@ def _plan(dataset: Dataset, s: TrainSettings) -> Plan:
             remainder=s.remainder,
             crop=s.crop,
             crops_per_image=s.crops_per_image,
+            rated_dropout=s.rated_dropout,
+            rated_epochs=s.max_epochs or 0,
         ),
     )
 

@@ -106,6 +106,7 @@ class TrainSettings:
     max_aspect: float = 4.0
     small: Literal["smaller", "upscale", "leave"] = "smaller"
     remainder: Literal["join", "duplicate", "drop"] = "join"
+    rated_dropout: float = 0.0  # the part of the rated images that the last epoch leaves out, low ratings first
     crop: Literal["centre", "random"] = "centre"
     crops_per_image: int = 0  # random crops an image has, of which each pick draws one; 0: every pick has its own
     masks: Literal["none", "file", "alpha"] = "none"  # what weighs the loss: NAME-masklabel.png, or the image's alpha
@@ -510,6 +511,9 @@ def _check(s: TrainSettings) -> None:
         need(key, rounds, "small steps would be lost in rounding; only adafactor rounds stochastically")
         need(key, s.method == "lora" or s.ema_decay is None, "ema_decay wants weights in fp32")
     need("crops_per_image", not s.crops_per_image or s.crop == "random", 'goes with crop = "random" alone')
+    need("rated_dropout", 0 <= s.rated_dropout < 1, "must lie from 0 up to 1")
+    counted = s.max_epochs is not None or s.max_steps is None
+    need("rated_dropout", not s.rated_dropout or counted, "grows over max_epochs: give that")
     need("lora_dropout", 0 <= s.lora_dropout < 1, "must lie between 0 and 1")
     need("betas", len(s.betas) == 2 and all(0 <= b < 1 for b in s.betas), "must be two numbers from 0 up to 1")
     guided = bool(s.sample_guidance) and all(scale >= 0 for scale in s.sample_guidance)

@@ -406,3 +406,62 @@ def test_a_plan_refuses_images_without_a_size_and_empty_sets() -> None:
 def test_settings_that_make_no_sense_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         PlanSettings(**bad)  # type: ignore[arg-type]
+
+
+# ---- rated images
+
+
+def rated(ratings: list[float | None], **said: object) -> Plan:
+    options = [((512, 512), Options(rating=rating)) for rating in ratings]
+    return Plan(dataset([("a", options)]), PlanSettings(**({"batch_size": 4} | said)))  # type: ignore[arg-type]
+
+
+def seen(plan: Plan, epochs: int) -> list[Counter[int]]:
+    """How often each image is drawn for each epoch, wherever it trains."""
+    counts = [Counter[int]() for _ in range(epochs)]
+    for e in range(epochs):
+        for step in plan.epoch(e, last=e + 1 == epochs).steps:
+            for index, epoch, _ in picks(step):
+                counts[epoch][index] += 1
+    return counts
+
+
+def test_rated_images_fade_out_in_exact_numbers_and_others_stay() -> None:
+    plan = rated([1.0] * 10 + [None] * 7, rated_dropout=0.5, rated_epochs=6)
+    counts = seen(plan, 6)
+    assert [sum(i < 10 for i in one) for one in counts] == [10, 9, 8, 7, 6, 5]
+    assert all(set(range(10, 17)) <= set(one) and set(one.values()) == {1} for one in counts)
+    assert [plan.num_picks(e) for e in range(6)] == [17, 16, 15, 14, 13, 12]
+    assert [plan.picks_by_folder(e) for e in (0, 5)] == [{plan.dataset.folders[0].path: n} for n in (17, 12)]
+    # every step but the last is whole
+    steps = [picks(step) for e in range(6) for step in plan.epoch(e, last=e == 5).steps]
+    assert len(steps) == plan.total_steps(6) == -(-sum(range(12, 18)) // 4)
+    assert {len(step) for step in steps[:-1]} == {4}
+
+
+def test_an_image_stays_in_proportion_to_its_rating() -> None:
+    left: Counter[int] = Counter()
+    for seed in range(400):
+        left.update(rated([1, 2, 4, 0], rated_dropout=0.5, rated_epochs=2, seed=seed).left_out_by_rating(1).tolist())
+    assert left[3] == 400  # rated 0: always the first to go
+    # of the other three one goes: the last of a draw without replacement, weights 1, 2 and 4
+    for image, (a, b, c) in enumerate([(1, 2, 4), (2, 1, 4), (4, 1, 2)]):
+        chance = b / (a + b + c) * c / (a + c) + c / (a + b + c) * b / (a + b)
+        assert abs(left[image] / 400 - chance) < 0.08
+
+
+def test_who_fades_is_drawn_anew_and_the_plan_needs_no_order() -> None:
+    straight = rated([3.0] * 20, rated_dropout=0.4, rated_epochs=5)
+    known = [flat(straight.epoch(e)) for e in range(8)]
+    fresh = rated([3.0] * 20, rated_dropout=0.4, rated_epochs=5)
+    assert [flat(fresh.epoch(e)) for e in (7, 3, 0)] == [known[e] for e in (7, 3, 0)]
+    gone = [set(straight.left_out_by_rating(e).tolist()) for e in range(8)]
+    assert [len(one) for one in gone] == [0, 2, 4, 6, 8, 8, 8, 8] and gone[5] != gone[6]
+
+
+def test_ratings_do_nothing_unless_asked_for() -> None:
+    assert [flat(rated([1.0, None] * 5).epoch(e)) for e in range(3)] == [
+        flat(rated([None] * 10).epoch(e)) for e in range(3)
+    ]
+    with pytest.raises(UsageError, match="the number of epochs must be known"):
+        rated([1.0], rated_dropout=0.5)

@@ -133,7 +133,6 @@ def test_a_validation_config_runs_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rated_dataset": True}, "rated_dataset = true: .*multiply"),
         ({"resume_ckpt": "findlast"}, "--resume"),
         ({"ema_strength_target": 0.1}, "ema_strength_target.*ema_decay_rate"),
         ({"load_settings_every_epoch": True}, "load_settings_every_epoch"),
