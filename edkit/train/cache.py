@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class LatentCache:
         self._encode, self._encoder_id, self._precision = encode, encoder_id, precision
         self._device = device or torch.device("cpu")
         self._cache: Cache[View] = Cache(store, key=self._key, make=self._made, memory_bytes=memory_bytes)
+        self._encoding = threading.Lock()
         self._pool = ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="edkit-decode")
 
     @property
@@ -108,7 +110,7 @@ class LatentCache:
         for i, array in enumerate(arrays):
             batch[i] = torch.from_numpy(array.copy())
         pixels = batch.permute(0, 3, 1, 2).contiguous().to(self._device).float() / 127.5 - 1  # (n, 3, H, W)
-        with torch.no_grad():
+        with torch.no_grad(), self._encoding:  # one batch's memory at a time, while others are decoded
             latents = self._encode(pixels)[: len(arrays)]
         return [latent.clone() for latent in latents.to("cpu", _TORCH[self._precision])]
 

@@ -155,7 +155,7 @@ class Cache(Generic[_T]):
         make: Callable[[Sequence[_T]], Iterator[tuple[_T, Entry | BadInput]]],
         memory_bytes: int,
     ) -> None:
-        """`make` gives an entry, or why there is none, for each item in any order; one call at a time."""
+        """`make` gives an entry, or why there is none, for each item in any order; threads may call it at once."""
         self._store, self._key, self._make, self._room = store, key, make, memory_bytes
         self._kept: dict[bytes, Entry] = {}
         self._lock = threading.Lock()
@@ -165,39 +165,34 @@ class Cache(Generic[_T]):
         """The entry of each item; raises the BadInput of one that can't be made."""
         keys = [self._key(item) for item in items]
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        if len(found) < len(set(keys)):
-            with self._lock:
-                missing = {k: item for k, item in zip(keys, items, strict=True) if k not in found}
-                stored = self._store.get(missing) if self._store else {}
-                for key, entry in stored.items():
-                    self._keep(key, entry)
-                found |= stored
-                for key, made in self._made([item for k, item in missing.items() if k not in stored]):
-                    if isinstance(made, BadInput):
-                        raise made
-                    found[key] = made
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
+        if missing:
+            stored = self._store.get(missing) if self._store else {}
+            self._keep(stored)
+            found |= stored
+            for key, made in self._made([item for key, item in missing.items() if key not in stored]):
+                if isinstance(made, BadInput):
+                    raise made
+                found[key] = made
         return [found[key] for key in keys]
 
     def warm(self, items: Iterable[_T], *, what: str, progress: Progress = SILENT) -> list[tuple[_T, BadInput]]:
         """Make what is not there yet, and load what fits in memory; gives back what can't be made, and why."""
         wanted = {self._key(item): item for item in items}
         broken: list[tuple[_T, BadInput]] = []
-        with self._lock:
-            there = self._store.have(wanted) if self._store else set()
-            for some in batches((key for key in wanted if key in there and key not in self._kept), _ASK):
-                if self._room <= 0 or self._store is None:
-                    break
-                for key, entry in self._store.get(some).items():
-                    self._keep(key, entry)
-            missing = [item for key, item in wanted.items() if key not in there and key not in self._kept]
-            if missing:
-                with progress.task(what, total=len(missing)) as advance:
-                    for key, made in self._made(missing):
-                        advance(1)
-                        if isinstance(made, BadInput):
-                            broken.append((wanted[key], made))
-            if self._store:
-                self._store.collect()
+        there = self._store.have(wanted) if self._store else set()
+        for some in batches((key for key in wanted if key in there and key not in self._kept), _ASK):
+            if self._store is None or not self._keep(self._store.get(some)):
+                break
+        missing = [item for key, item in wanted.items() if key not in there and key not in self._kept]
+        if missing:
+            with progress.task(what, total=len(missing)) as advance:
+                for key, made in self._made(missing):
+                    advance(1)
+                    if isinstance(made, BadInput):
+                        broken.append((wanted[key], made))
+        if self._store:
+            self._store.collect()
         return broken
 
     def _made(self, items: Sequence[_T]) -> Iterator[tuple[bytes, Entry | BadInput]]:
@@ -208,9 +203,9 @@ class Cache(Generic[_T]):
             pairs = list(fresh.items())
             if self._store and pairs:
                 self._store.put(fresh)
-            for key, entry in pairs:
-                self._keep(key, entry)
-            self.num_made += len(pairs)
+            self._keep(fresh)
+            with self._lock:
+                self.num_made += len(pairs)
             fresh.clear()
             return pairs
 
@@ -226,11 +221,15 @@ class Cache(Generic[_T]):
         finally:
             kept()  # also what was made before a failure
 
-    def _keep(self, key: bytes, entry: Entry) -> None:
-        size = num_bytes(entry)
-        if key not in self._kept and size <= self._room:
-            self._room -= size
-            self._kept[key] = entry
+    def _keep(self, entries: Mapping[bytes, Entry]) -> bool:
+        """Hold entries in memory; whether there was room for all of them."""
+        with self._lock:
+            for key, entry in entries.items():
+                size = num_bytes(entry)
+                if key not in self._kept and size <= self._room:
+                    self._room -= size
+                    self._kept[key] = entry
+            return all(key in self._kept for key in entries)
 
 
 def num_bytes(entry: Entry) -> int:

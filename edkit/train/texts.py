@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -38,6 +39,7 @@ class TextStates:
         memory_bytes: int = _MEMORY,
     ) -> None:
         self._family, self._device, self._precision = family, device, precision
+        self._encoding = threading.Lock()
         self._encoder_id = family.text_hash if store else ""
         self._cache: Cache[_Row] = Cache(store, key=self._key, make=self._made, memory_bytes=memory_bytes)
 
@@ -69,7 +71,7 @@ class TextStates:
             some = rows[start : start + _ENCODE_BATCH]
             padded = [dict(row) for row in (*some, *[some[-1]] * (_ENCODE_BATCH - len(some)))]
             ids = {name: torch.stack([row[name] for row in padded]).to(self._device) for name in padded[0]}
-            with torch.autocast(self._device.type, dtype=dtype, enabled=self._precision != "fp32"):
+            with self._encoding, torch.autocast(self._device.type, dtype=dtype, enabled=self._precision != "fp32"):
                 states = self._family.encode_text(ids)
             kept = {name: value.to("cpu", dtype) for name, value in states.items()}
             if not all(bool(value.isfinite().all()) for value in kept.values()):

@@ -96,6 +96,13 @@ def test_every_choice_of_the_loss_is_taken_over(tmp_path: Path) -> None:
     assert (s.lr_decay_steps, s.clip_grad_norm, s.device) == (2500, 1.0, "cuda:1")
 
 
+def test_rated_sets_fade_to_the_share_that_is_asked_for(tmp_path: Path) -> None:
+    assert read_settings(write(tmp_path)).rated_dropout == 0
+    assert read_settings(write(tmp_path, rated_dataset=True)).rated_dropout == 0.5
+    asked = write(tmp_path, rated_dataset=True, rated_dataset_target_dropout_percent=30)
+    assert read_settings(asked).rated_dropout == 0.3
+
+
 def test_sample_prompts_stay_a_file_that_may_change(tmp_path: Path) -> None:
     s = read_settings(write(tmp_path, sample_prompts="sample_prompts.json"))
     assert s.sample_prompts == tmp_path / "sample_prompts.json" and s.sample_every_steps == 300

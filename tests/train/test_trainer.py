@@ -110,10 +110,10 @@ def test_channels_last_trains_the_same(settings: Settings, tmp_path: Path) -> No
     close(train(settings(out=tmp_path / "last", max_steps=2, optimizer="adafactor", channels_last=True)), plain)
 
 
-def test_compiling_without_a_compiler_is_told_in_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_without_a_compiler_is_told_in_one_line(settings: Settings) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     torch._dynamo.reset()
-    with pytest.raises(UsageError, match=r"can't compile here: .*\(install a C\+\+ compiler, or leave compile out\)"):
+    said = r"can't compile here: .*\(install a C\+\+ compiler, or leave compile out\)"
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UsageError, match=said):
         train(settings(compile=True))
