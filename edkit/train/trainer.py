@@ -73,16 +73,17 @@ class Trainer:
         """
         self.s, self.family, self.device, self._total, self._where = s, family, device, total_steps, where
         parts = family.parts()
-        self._resting = resting if device.type != "cpu" else frozenset()
-        family.place(device, {*parts, "vae"} - self._resting)
         denoiser = next(iter(parts))
         trained = [n for n in parts if (s.train_unet if n == denoiser else s.train_text_encoder)]
+        if s.weights_precision == "bf16":  # before they are on a device that may not hold them in fp32
+            for name in {denoiser, *trained}:
+                parts[name].to(torch.bfloat16)
+        self._resting = resting if device.type != "cpu" else frozenset()
+        family.place(device, {*parts, "vae"} - self._resting)
         self.parameters: dict[str, nn.Parameter] = {}
         groups = []
         for name in trained:
             part = parts[name].train()
-            if s.weights_precision == "bf16":
-                part.to(torch.bfloat16)
             if s.gradient_checkpointing:
                 _checkpoint_gradients(part)
             named = {f"{name}.{key}": p for key, p in self._learning(name, part).items()}
