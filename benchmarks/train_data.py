@@ -83,10 +83,8 @@ def store(folder: Path) -> None:
             num=1,
         )
         reads = seconds(lambda kept=kept, keys=keys: kept.get(keys), num=1)
-        size = entry["value"].numel() * 2 / 1e3
-        print(
-            f"store, {name} in fp16 ({size:.0f} kB): {1e3 * writes / 256:.2f} ms to write, {1e3 * reads / 256:.2f} to read"
-        )
+        size, write, read = entry["value"].numel() * 2 / 1e3, 1e3 * writes / 256, 1e3 * reads / 256
+        print(f"store, {name} in fp16 ({size:.0f} kB): {write:.2f} ms to write, {read:.2f} to read")
         kept.close()
 
 
