@@ -25,6 +25,7 @@ from edkit.train.settings import TrainSettings, is_below
 from edkit.train.texts import TextStates
 
 _NAMED = 8  # files named in an error
+_SIZES = 64  # picture sizes that are compiled at most
 _LEAST_SCALE = 1.0  # fp16 gradients that overflow at this scale are not finite by themselves; 1 without a scaler
 
 
@@ -244,6 +245,9 @@ class Trainer:
             if s.embedding_perturbation:
                 text = family.perturb(text, s.embedding_perturbation, s.seed, micro.names)
             noisy, timesteps, sizes = (self._here(t) for t in (micro.noisy, micro.timesteps, micro.sizes))
+            if s.compile:
+                for tensor in (noisy, timesteps, sizes, *text.values()):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
             return family.predict(noisy, timesteps, text, sizes)
 
     def _target(self, micro: Micro) -> Tensor:
@@ -340,11 +344,13 @@ def _checkpoint_gradients(part: nn.Module) -> None:
 
 
 def _compile(part: nn.Module, device: torch.device) -> None:
-    """Have torch compile a part when it is first called, for pictures of any size at once."""
+    """Have torch compile a part when it is first called with pictures of a size; beyond _SIZES sizes it stays plain."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except (RuntimeError, ImportError, OSError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         mend = f"install {'Triton' if device.type == 'cuda' else 'a C++ compiler'}, or leave compile out"
         raise UsageError(f"torch can't compile here: {why}", mend=mend) from None
-    part.compile(dynamic=True)
+    torch._dynamo.config.recompile_limit = max(_SIZES, torch._dynamo.config.recompile_limit)
+    # with sizes left open, torch 2.14 fails to order a U-Net's strides; the number of images is left open by `_predict`
+    part.compile(dynamic=False)

@@ -254,3 +254,20 @@ def test_with_a_number_of_crops_an_image_has_so_many_and_each_is_made_once(
         assert data.resting == {"vae", "text_encoder"}
     with loading(s.but(crops_per_image=0)) as (_, data):
         assert data.plan.crops(0) is None and data.resting == {"text_encoder"}
+
+
+def test_perturbed_input_is_its_papers_formula(settings: Settings) -> None:
+    """Ning et al. 2023, section 4.1: the input has the noise eps + gamma xi, the target is eps alone."""
+    gamma = 0.3
+    with loading(settings(input_perturbation=gamma)) as (loader, data):
+        family = load_family(settings().model)
+        for step in planned(data, 0):
+            micro = loader.batch(step).micros[0]
+            latents = torch.stack(data.latents([data.view(pick) for pick in step.step[0].picks])).double()
+            shape = tuple(latents.shape[1:])
+            eps = normal(shape, 555, "noise", micro.names).double()
+            xi = normal(shape, 555, "input perturbation", micro.names).double()
+            snr = family.snr(micro.timesteps).view(-1, 1, 1, 1)
+            alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
+            torch.testing.assert_close(micro.noisy.double(), alpha * latents + sigma * (eps + gamma * xi))
+            torch.testing.assert_close(micro.target.double(), eps)
