@@ -181,12 +181,21 @@ class _Cached:
         dataset = plan.dataset
         views = (_view(dataset, i, crop, ids) for i, crop in _crops(plan))
         broken = self.latents.warm(chain(views, more), progress=progress)
-        views = {view: i for i, crop in _crops(plan) if (view := _mask_view(dataset, i, crop, ids, self._s.masks))}
-        bad = self.masks.warm(views, progress=progress)
-        broken |= {dataset.path(i): bad[view.path] for view, i in views.items() if view.path in bad}
+        if self._s.masks != "none":
+            broken |= self._warm_masks(plan, ids, progress)
         if plan.settings.crop == "centre" or plan.settings.crops_per_image:
             self._rest({"vae"})
         return broken
+
+    def _warm_masks(self, plan: Plan, ids: Mapping[Path, str], progress: Progress) -> dict[Path, BadInput]:
+        dataset, source = plan.dataset, self._s.masks
+        views = {view: i for i, crop in _crops(plan) if (view := _mask_view(dataset, i, crop, ids, source))}
+        bad = self.masks.warm(views, progress=progress)
+        if not self._s.unmasked_weight:
+            black = [v.path for v in views if v.path not in bad and not self.masks.masks([v])[0].any()]
+            lines = [f"{path}: its mask leaves nothing of the crop; it trains nothing" for path in dict.fromkeys(black)]
+            _tell(lines, progress)
+        return {dataset.path(i): bad[view.path] for view, i in views.items() if view.path in bad}
 
     def warm_texts(self, dataset: Dataset, more: Sequence[str], progress: Progress) -> None:
         """Where text encoders stay as they are: make the states of every caption, as far as they can be listed, and

@@ -199,9 +199,10 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads) if grads else None
+        length = None if norm is None else float(norm)  # read once, before the optimizer's work stands in line
         # with fp16 gradients now and then overflow: the scaler leaves that step out and scales less, until it has
         # nothing left to give
-        if norm is not None and not math.isfinite(float(norm)) and self.scaler.get_scale() <= _LEAST_SCALE:
+        if length is not None and not math.isfinite(length) and self.scaler.get_scale() <= _LEAST_SCALE:
             raise self._not_finite(batch, None)
         if norm is not None and s.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), s.clip_grad_norm, norm)
@@ -216,7 +217,7 @@ class Trainer:
             "plain_loss": math.fsum(plain) / len(plain),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
-        values |= {} if norm is None else {"grad_norm": float(norm)}
+        values |= {} if length is None else {"grad_norm": length}
         return StepResult(values=values, losses=losses.plain, num_images=len(weighted))
 
     def _here(self, tensor: Tensor) -> Tensor:

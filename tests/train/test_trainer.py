@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from edkit.data.errors import BadInput, UsageError
 from edkit.train import checkpoint as ck
 from edkit.train.loop import Run, train
 from edkit.train.settings import TrainSettings, resolve
+from edkit.train.trainer import _compile
 from edkit.train.watch import read_metrics
 
 Settings = Callable[..., TrainSettings]
@@ -118,3 +121,21 @@ def test_compiling_without_a_compiler_is_told_in_one_line(settings: Settings) ->
     said = r"can't compile here: .*\(install a C\+\+ compiler, or leave compile out\)"
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UsageError, match=said):
         train(settings(compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch finds no compiler here")
+def test_a_compiled_part_says_the_same_and_is_compiled_once_for_any_number_of_images() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+    compiled = copy.deepcopy(plain)
+    _compile(compiled, torch.device("cpu"))
+    counters.clear()
+    for shape in ((3, 4, 8, 8), (5, 4, 8, 8), (2, 4, 8, 12), (4, 4, 8, 12), (6, 4, 8, 8)):
+        noisy = torch.randn(shape)
+        torch._dynamo.maybe_mark_dynamic(noisy, 0)
+        torch.testing.assert_close(compiled(noisy), plain(noisy))
+    assert counters["stats"]["unique_graphs"] == 2  # one for each size
