@@ -27,6 +27,7 @@ from edkit.train.cache import LatentCache, View, encode_batch_size
 from edkit.train.families import load_family
 from edkit.train.families.base import Family
 from edkit.train.initial import init_model
+from edkit.train.store import Store
 
 Seconds = tuple[float, float]  # of wall time, of CPU time
 
@@ -97,11 +98,11 @@ def bare(family: Family, side: int, batch: int, num: int, device: str) -> Second
 def ours(family: Family, views: list[View], scratch: Path, device: str) -> Seconds:
     with tempfile.TemporaryDirectory(dir=scratch) as state:
         wall, busy = time.perf_counter(), time.process_time()
-        cache = LatentCache(
-            Path(state, "latents.db"), encode=family.encode_images, encoder_id="bench", device=torch.device(device)
-        )
+        store = Store(Path(state, "tensors.db"), limit_bytes=1 << 40)
+        cache = LatentCache(store, encode=family.encode_images, encoder_id="bench", device=torch.device(device))
         broken = cache.warm(views)
         cache.close()
+        store.close()
         assert not broken and cache.num_encoded == len(views)
         return time.perf_counter() - wall, time.process_time() - busy
 
