@@ -159,12 +159,16 @@ class Model:
 def latents_of(family: Family, path: Path | None, device: torch.device) -> Iterator[LatentCache]:
     """A source of latents by `family`'s image encoder, kept in the database `path`."""
     from edkit.train.cache import LatentCache
+    from edkit.train.store import Store
 
-    cache = LatentCache(path, encode=family.encode_images, encoder_id=family.vae_hash, device=device)
+    store = Store(path) if path else None
+    cache = LatentCache(store, encode=family.encode_images, encoder_id=family.vae_hash, device=device)
     try:
         yield cache
     finally:
         cache.close()
+        if store:
+            store.close()
 
 
 def _key(*parts: Any) -> str:

@@ -47,7 +47,7 @@ class Store:
     One for all models of a data root. What was put in survives a kill. Safe to share between threads.
     """
 
-    def __init__(self, path: Path, *, limit_bytes: int, progress: Progress = SILENT) -> None:
+    def __init__(self, path: Path, *, limit_bytes: int = 50 * 10**9, progress: Progress = SILENT) -> None:
         """Raises StateError where the database can't be opened; a damaged one is begun anew, and told."""
         self._path, self._limit, self._progress = path, limit_bytes, progress
         self._today = int(time.time() // 86400)
