@@ -540,9 +540,9 @@ def folders_of(dataset: Dataset, *, certain: bool = False) -> list[Folder]:
 def _said_of(folder: Path, root: Path) -> Decimal:
     """What files say of a folder's multiply: its own, its local.yaml, the nearest global.yaml; else 1."""
     from edkit.data.options import read_option_file, read_yaml
-    from edkit.data.walk import list_folder
+    from edkit.data.walk import option_files
 
-    options = list_folder(str(folder)).options
+    options = option_files(folder)
     if "multiply.txt" in options:
         said = read_option_file(folder / options["multiply.txt"]).options.multiply
         if said is not None:
@@ -552,7 +552,7 @@ def _said_of(folder: Path, root: Path) -> Decimal:
         if said is not None:
             return said
     for place in (folder, *folder.parents):
-        options = list_folder(str(place)).options
+        options = option_files(place)
         if "global.yaml" in options:
             said = read_yaml(place / options["global.yaml"]).options.multiply
             if said is not None:
@@ -581,9 +581,9 @@ def _own_multiplies(folder: Path) -> list[Decimal]:
 
 def _multiply_file(folder: Path) -> Path:
     """The folder's multiply.txt, however it spells its name."""
-    from edkit.data.walk import list_folder
+    from edkit.data.walk import option_files
 
-    return folder / list_folder(str(folder)).options.get("multiply.txt", "multiply.txt")
+    return folder / option_files(folder).get("multiply.txt", "multiply.txt")
 
 
 def exact(value: Number, where: str) -> Decimal:

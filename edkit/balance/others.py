@@ -25,7 +25,7 @@ from edkit.data.names import caption_of_stem
 from edkit.data.options import SIDECAR_SUFFIXES, read_text
 from edkit.data.plan import Plan
 from edkit.data.sample import Sample
-from edkit.data.walk import list_folder
+from edkit.data.walk import option_files
 
 Trainer = Literal["ed2", "kohya"]
 NAMES: dict[Trainer, str] = {"ed2": "EveryDream 2", "kohya": "kohya's scripts"}
@@ -233,7 +233,7 @@ def _lost_shuffle(seen: Look) -> Trap:
     for sample in _shuffled(seen):
         folder = sample.path.parent
         if folder not in own:
-            own[folder] = bool(list_folder(str(folder)).options.keys() & {"shuffle_tags.txt", "local.yaml"})
+            own[folder] = bool(option_files(folder).keys() & {"shuffle_tags.txt", "local.yaml"})
         num += sample.sources == (sample.path,) or not own[folder]
     return Trap(
         what="shuffle_tags",
@@ -296,7 +296,7 @@ def _starts_with_mark(path: Path) -> bool:
 def _batch_ids(seen: Look) -> Trap:
     num = 0
     for folder in seen.dataset.folders:
-        name = list_folder(str(folder.path)).options.get("batch_id.txt")
+        name = option_files(folder.path).get("batch_id.txt")
         if name is not None and b"\n" in (folder.path / name).read_bytes():
             num += folder.count
     return Trap(what="line ends in batch_id.txt", edkit=f"taken off for {_n(num)}", theirs="part of the name", num=num)
@@ -403,7 +403,7 @@ def _lines(seen: Look) -> Trap:
 
 
 def _options(seen: Look) -> Trap:
-    num = sum(bool(list_folder(str(folder.path)).options) for folder in seen.dataset.folders)
+    num = sum(bool(option_files(folder.path)) for folder in seen.dataset.folders)
     return Trap(
         what="option files and YAML",
         edkit=f"hold for {_n(num, 'folder')}",

@@ -16,7 +16,7 @@ from edkit.data.catalog import Catalog, Unreadable, state_dir_for
 from edkit.data.errors import BadInput, StateError, UsageError
 from edkit.data.journal import Change, Move, Write, apply
 from edkit.data.progress import SILENT, Progress
-from edkit.data.walk import Listing, list_folder, nfc
+from edkit.data.walk import Listing, list_folder, nfc, option_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -484,12 +484,12 @@ def _beside(image: Path, listing: Listing) -> Iterator[Path]:
 
 def _options_of(folder: Path, root: Path) -> Iterator[Path]:
     """The option files that hold for a folder's images: its own, and every global.yaml up to the root."""
-    for name in list_folder(str(folder)).options.values():
+    for name in option_files(folder).values():
         yield folder / name
     for above in folder.parents:
         if root not in (above, *above.parents):
             return
-        options = list_folder(str(above)).options
+        options = option_files(above)
         if "global.yaml" in options:
             yield above / options["global.yaml"]
 

@@ -103,6 +103,13 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
     return found
 
 
+def option_files(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The folder's option files, lower-case name -> name, as `list_folder` finds them; without a look at the others."""
+    with os.scandir(path) as scan:
+        found = sorted((nfc(e.name), e.name) for e in scan if e.name.lower() in FOLDER_FILES and e.is_file())
+    return {name.lower(): name for _, name in reversed(found)}
+
+
 def _find_clashes(found: Listing) -> None:
     """Note the images whose names differ in case alone."""
     folded = [name.lower() if name.isascii() else nfc(name).casefold() for name in found.images]

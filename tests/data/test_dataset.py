@@ -637,3 +637,9 @@ def test_a_folders_row_knows_each_file_as_it_is_now(make: Make, monkeypatch: pyt
             ds = read(root, catalog=cache)
             assert opened == now and len(ds) == 4 and text(ds) == "two and more"
             assert [(s.width, s.height) for s in ds] == [(31, 40), (32, 40), (34, 40), (34, 40)]
+
+
+def test_a_short_look_at_a_folder_finds_the_same_option_files(make: Make) -> None:
+    root = make({"Multiply.TXT": "2", "multiply.txt": "3", "local.yaml": "tags: [t]", "a_1.txt": "x", "x.jpg": SIZE})
+    (root / "batch_id.txt").mkdir()
+    assert walk.option_files(root) == walk.list_folder(str(root)).options
