@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,9 +24,11 @@ from edkit.data.progress import SILENT, Advance, Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.progress import Task
 
 FOUND = 3  # exit status: done, and it found what it looks for
 INTERRUPTED = 130
+_A_LINE_EVERY = 60.0  # seconds, of a long task in a pipe or a log
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the summary.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
@@ -81,7 +85,7 @@ def session(*, as_json: bool = False, quiet: bool = False) -> Iterator[Session]:
 
 
 class _Bars:
-    """Progress bars on stderr, with a rate and an ETA; only news lines where stderr is no terminal."""
+    """Progress bars on stderr, with a rate and an ETA; where stderr is no terminal, news and a line a minute."""
 
     def __init__(self) -> None:
         self._rich: RichProgress | None = None
@@ -98,7 +102,7 @@ class _Bars:
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}", markup=False),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
                 transient=True,
@@ -110,19 +114,29 @@ class _Bars:
     @contextmanager
     def task(self, what: str, total: int | None = None, unit: str = "images") -> Iterator[Advance]:
         rich = self._open()
+        outer = [one.id for one in rich.tasks if one.visible]
+        for one in outer:  # what is done within another task has the one line to itself
+            rich.update(one, visible=False)
         task = rich.add_task(what, total=total, rate="", note="")
+        told = time.monotonic()
 
         def advance(n: int = 1, note: str = "") -> None:
-            speed = rich.tasks[rich.task_ids.index(task)].speed
-            rate = f"{speed:,.1f} {unit}/s" if speed else ""
+            nonlocal told
+            now = rich.tasks[rich.task_ids.index(task)]
+            rate = f"{now.speed:,.1f} {unit}/s" if now.speed and unit else ""
             rich.update(task, advance=n, rate=rate)
             if note:
                 rich.update(task, note=note)
+            if rich.disable and time.monotonic() - told >= _A_LINE_EVERY:
+                told = time.monotonic()
+                self.say(_line(now))
 
         try:
             yield advance
         finally:
             rich.remove_task(task)
+            for one in outer:
+                rich.update(one, visible=True)
 
     def say(self, line: str) -> None:
         self._open().console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -130,6 +144,14 @@ class _Bars:
     def close(self) -> None:
         if self._rich is not None:
             self._rich.stop()
+
+
+def _line(task: Task) -> str:
+    """A task as one line of a log: `training: 120 of 2,000, loss 0.12, 8.1 images/s, 0:12:33 left`."""
+    of = f" of {task.total:,.0f}" if task.total is not None else ""
+    left = f"{timedelta(seconds=int(task.time_remaining))} left" if task.time_remaining is not None else ""
+    said = [f"{task.completed:,.0f}{of}", task.fields["rate"], task.fields["note"], left]
+    return f"{task.description}: {', '.join(part for part in said if part)}"
 
 
 def stdout() -> Console:

@@ -94,6 +94,9 @@ def train(
     save_every_minutes: Annotated[
         float | None, typer.Option("--save-every-minutes", help="Checkpoint and export so often.")
     ] = None,
+    validate_share: Annotated[
+        float | None, typer.Option("--validate-share", help="Hold so much of the images out, and measure them (0.15).")
+    ] = None,
     sample_prompt: Annotated[
         list[str] | None, typer.Option("--sample-prompt", help="Draw this during the run (repeatable).")
     ] = None,
@@ -147,6 +150,7 @@ def train(
         save_every_steps=save_every_steps,
         save_every_epochs=save_every_epochs,
         save_every_minutes=save_every_minutes,
+        validate_share=validate_share,
         sample_prompts=sample_prompt,
         sample_every_steps=sample_every_steps,
         seed=seed,
@@ -184,6 +188,11 @@ def _summary(run: Run) -> list[str]:
         lines.append(f"{plan.num_cut_captions:,} captions are longer than the model reads (edkit check names them)")
     if plan.num_warnings:
         lines.append(f"{plan.num_warnings:,} warnings (edkit check lists them)")
+    if run.dry_run and run.settings.validate_share:
+        lines.append(f"{run.settings.validate_share:.0%} of them will be held out")
+    if run.held_out_loss is not None:
+        first, last = run.held_out_loss
+        lines.append(f"{plan.num_held_out:,} images held out: loss {first:.4f} -> {last:.4f}")
     if plan.left_out:
         lines.append(f"{len(plan.left_out):,} images left out")
     if run.dry_run:

@@ -14,7 +14,7 @@ class Progress(Protocol):
     """Draws one bar a task; `SILENT` draws none."""
 
     def task(self, what: str, total: int | None = None, unit: str = "images") -> AbstractContextManager[Advance]:
-        """A bar for `what` (an -ing word), of `total` units where that is known."""
+        """A bar for `what` (an -ing word), of `total` units where that is known; without a unit it shows no rate."""
 
     def say(self, line: str) -> None:
         """One line of news above the bars (on stderr)."""

@@ -81,6 +81,7 @@ class Run:
     num_images: int  # trained on by this call
     first_loss: float  # mean of the first and of the last tenth of all steps
     last_loss: float
+    held_out_loss: tuple[float, float] | None  # stable: when first measured, and when last
     seconds: float
     images_per_second: float
     export: Path | None
@@ -148,6 +149,7 @@ def _train(
     if threads:
         torch.set_num_threads(int(threads))
     device = pick_device(ranks.device_name(settings.device))
+    prompts = Prompts(settings.sample_prompts, _sample_sheet(settings), say=progress.say)
     with contextlib.ExitStack() as stack:
         held_before = _held_before(run_dir) if resume is not None else None
         with ranks.after_first():
@@ -171,7 +173,7 @@ def _train(
             atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
             atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
             _write_about(run_dir, family, data)
-        loop = _Loop(settings, family, data, run_dir, device, progress)
+        loop = _Loop(settings, family, data, run_dir, device, progress, prompts)
         if folder is not None and state is not None:
             loop.restore(folder, state)
         started = time.perf_counter()
@@ -229,15 +231,11 @@ class _Loop:
         run_dir: Path,
         device: torch.device,
         progress: Progress,
+        prompts: Prompts,
     ) -> None:
         self.s, self.family, self.data, self.run_dir = s, family, data, run_dir
         self.device, self.progress = device, progress
-        defaults = SamplePrompt(prompt=None, negative=s.sample_negative, seed=s.sample_seed)
-        self.prompts = Prompts(
-            s.sample_prompts,
-            SampleSheet(prompts=(defaults,), guidance=s.sample_guidance, steps=s.sample_steps),
-            say=progress.say,
-        )
+        self.prompts = prompts
         self.trainer = Trainer(
             s, family, device, total_steps=data.total_steps, where=run_dir, texts=data.texts, resting=data.resting,
         )  # fmt: skip
@@ -332,10 +330,10 @@ class _Loop:
         self.validate_if_due()
         self.samples_if_due()
         last_save = time.monotonic()
-        meter = _Meter()
+        meter = _Meter(self.device)
         self._batches = self.loader.batches(self.steps())
         try:
-            with self.progress.task("training", total=total, unit="steps") as advance:
+            with self.progress.task("training", total=total, unit="") as advance:
                 advance(self.step)
                 while self.step < total:
                     if ranks.anybody(self.stop.asked):
@@ -619,9 +617,11 @@ class _Loop:
 
 
 class _Meter:
-    """Images a second over the last steps, and the progress line, drawn a few times a second."""
+    """Images a second over the last steps, memory, and the progress line, drawn a few times a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = 0  # bytes
         self._recent: list[tuple[int, float]] = []
         self._steps = 0
         self._shown = 0.0
@@ -635,8 +635,23 @@ class _Meter:
     def show(self, advance: Any, loss: float) -> None:
         now = time.monotonic()
         if now - self._shown > 0.25:
-            advance(self._steps, note=f"loss {loss:.4f}, {self.rate:.1f} images/s")
+            self._memory = memory_used(self._device)
+            memory = f", {self._memory / 1e9:.1f} GB" if self._memory else ""
+            advance(self._steps, note=f"loss {loss:.4f}, {self.rate:.1f} images/s{memory}")
             self._shown, self._steps = now, 0
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes that the run holds: of the device's own memory (at most so far), else of the machine's; 0: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    try:
+        import psutil
+    except ImportError:  # it comes with accelerate
+        return 0
+    return int(psutil.Process().memory_info().rss)
 
 
 def _newest(run_dir: Path, progress: Progress) -> Path | None:
@@ -663,6 +678,12 @@ def _held_before(run_dir: Path) -> set[str] | None:
     """The contents that the run holds out; None where it has no record yet."""
     path = run_dir / DATASET_FILE
     return set(read_record(path).held_out()) if path.exists() else None
+
+
+def _sample_sheet(s: TrainSettings) -> SampleSheet:
+    """What the settings say of every picture."""
+    each = SamplePrompt(prompt=None, negative=s.sample_negative, seed=s.sample_seed)
+    return SampleSheet(prompts=(each,), guidance=s.sample_guidance, steps=s.sample_steps)
 
 
 def _settings_of(run_dir: Path) -> TrainSettings:
@@ -741,6 +762,7 @@ def _run(
 ) -> Run:
     losses = [] if dry_run else [row["loss"] for row in read_metrics(run_dir)]
     tenth = max(1, len(losses) // 10)
+    held_out = [] if dry_run else [row["val/loss"] for row in read_measured(run_dir) if "val/loss" in row]
     images = loop.num_images if loop else 0
     return Run(
         run_dir=run_dir,
@@ -753,6 +775,7 @@ def _run(
         num_images=images,
         first_loss=sum(losses[:tenth]) / tenth if losses else math.nan,
         last_loss=sum(losses[-tenth:]) / tenth if losses else math.nan,
+        held_out_loss=(held_out[0], held_out[-1]) if held_out else None,
         seconds=seconds,
         images_per_second=images / seconds if seconds else 0.0,
         export=loop.exported if loop else None,

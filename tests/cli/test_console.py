@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,3 +88,44 @@ def test_results_become_json_types() -> None:
 def test_numbers_carry_separators_and_units() -> None:
     assert [number(v) for v in (1234567, 0.5, "x", True)] == ["1,234,567", "0.500", "x", "True"]
     assert [size(v) for v in (999, 12_300_000, 5e12)] == ["999 bytes", "12.3 MB", "5.0 TB"]
+
+
+BARS = """
+import edkit.cli.console as console
+console._A_LINE_EVERY = 0.0
+with console.session() as ui:
+    with ui.progress.task("training", total=4000, unit="") as advance:
+        advance(1000, note="loss 0.1234, 8.1 images/s, 7.4 GB")
+        with ui.progress.task("validating", total=20) as inner:
+            inner(5)
+        advance(500)
+"""
+
+
+def test_in_a_pipe_long_work_is_a_line_now_and_then() -> None:
+    done = subprocess.run([sys.executable, "-c", BARS], capture_output=True, text=True, check=True)
+    first, inner, last = done.stderr.splitlines()
+    assert first.startswith("training: 1,000 of 4,000, loss 0.1234, 8.1 images/s, 7.4 GB")
+    assert inner.startswith("validating: 5 of 20") and last.startswith("training: 1,500 of 4,000, loss 0.1234")
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+def test_on_a_terminal_it_is_one_line_of_its_width(tmp_path: Path) -> None:
+    import pty
+
+    reader, terminal = pty.openpty()
+    script = BARS.replace("advance(500)", "import time; time.sleep(0.5)")
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    done = subprocess.Popen([sys.executable, "-c", script], stderr=terminal, env=env)
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux says so that the other end is closed
+        while part := os.read(reader, 4096):
+            seen += part
+    os.close(reader)
+    assert done.wait() == 0
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in re.split(r"[\r\n]+", seen.decode("utf-8"))]
+    drawn = [line for line in lines if "1000/4000" in line]
+    assert drawn and all(line.rstrip().endswith("loss 0.1234, 8.1 images/s, 7.4 GB") for line in drawn)
+    assert all(len(line) <= 80 and "validating" not in line for line in drawn)
