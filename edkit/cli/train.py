@@ -211,7 +211,9 @@ def _summary(run: Run) -> list[str]:
     epilog='Example: edkit generate runs/dog/export --prompt "rex on a beach" --out pictures',
 )
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A diffusers folder, a hub id, or nano (it ships).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A diffusers folder, a .safetensors file, a hub id, or nano.")
+    ],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw (repeatable).")],
     out: Annotated[Path, typer.Option("--out", help="Where the PNG files go.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures of each prompt.")] = 1,
@@ -225,6 +227,10 @@ def generate(
     lora: Annotated[
         list[str] | None, typer.Option("--lora", help="A LoRA file or export, FILE or FILE:STRENGTH (repeatable).")
     ] = None,
+    clip_skip: Annotated[int, typer.Option("--clip-skip", min=1, help="2: the text encoder's layer before.")] = 1,
+    caption_chunks: Annotated[
+        int, typer.Option("--caption-chunks", min=1, help="Prompts of up to so many times 75 tokens.")
+    ] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.")] = "auto",
     as_json: console.Json = False,
     quiet: console.Quiet = False,
@@ -247,6 +253,8 @@ def generate(
             seed=seed,
             precision=precision,
             loras=[parse_lora(text) for text in lora or []],
+            clip_skip=clip_skip,
+            caption_chunks=caption_chunks,
             device=device,
             progress=ui.progress,
         )

@@ -44,11 +44,14 @@ def generate(
     batch_size: int | None = None,
     precision: str = "fp32",
     loras: Sequence[tuple[Path, float]] = (),
+    clip_skip: int = 1,
+    caption_chunks: int = 1,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> list[Path]:
     """Draw `num_images` PNG files for each prompt into `out`; prompt, seed and settings stand in each file's
-    text. `loras`: adapters to add to the model's weights, with their strengths.
+    text. `loras`: adapters to add to the model's weights, with their strengths; `clip_skip` and `caption_chunks` as in
+    training.
 
     The n-th picture of a prompt is the same in every call with the same model, settings and `batch_size`
     (None: a number that the machine and the size decide). `size` is (width, height) in pixels. Raises
@@ -62,7 +65,12 @@ def generate(
         raise UsageError("no prompt was given", mend='--prompt "a photo of ..."')
     if steps < 1 or num_images < 1:
         raise UsageError("steps and the number of images must be at least 1")
-    family = load_family(model)
+    family = load_family(model, say=progress.say)
+    read = {"clip_skip": clip_skip, "caption_chunks": caption_chunks}
+    for name, value in read.items():
+        if value < 1 or (value > 1 and name in family.refusals):
+            raise UsageError(f"{name} {value}: {family.refusals.get(name, 'must be at least 1')}")
+    family.clip_skip, family.caption_chunks = clip_skip, caption_chunks
     for path, strength in loras:
         merge_lora(family, path, strength=strength)
     place = pick_device(device)
@@ -84,6 +92,7 @@ def generate(
     for request, picture in zip(requests, pictures, strict=True):
         path = out / _free_name(request, taken)
         said: dict[str, Any] = {"negative": negative, "steps": steps, "guidance": guidance, "model": str(model)}
+        said |= {name: value for name, value in read.items() if value > 1}
         if loras:
             said["loras"] = ", ".join(f"{path} x {strength:g}" for path, strength in loras)
         write_png(path, picture, {"prompt": request.prompt, "seed": seed, "occurrence": request.occurrence, **said})

@@ -120,7 +120,7 @@ def _train(
         settings = before if settings is None else settings
     if settings is None:
         raise UsageError("neither settings nor a run to resume were given")
-    family = load_family(settings.model, settings.family)
+    family = load_family(settings.model, settings.family, say=progress.say)
     refuse(settings, family.refusals)
     family.clip_skip, family.caption_chunks = settings.clip_skip, settings.caption_chunks
     if settings.zero_terminal_snr:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from edkit.data.errors import BadInput, UsageError
 from edkit.train.convert import convert
 from edkit.train.families import load_family
+from edkit.train.families.registry import module_of
 from edkit.train.families.single_file import load_single_file, save_single_file
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
@@ -120,6 +121,66 @@ def test_other_files_are_told_apart(models: Any, tmp_path: Path) -> None:
     save_file(state, tmp_path / "cut.safetensors", metadata)
     with pytest.raises(BadInput, match=r"lacks 1 of .*input_blocks\.1\.0\.in_layers\.2\.weight"):
         load_family(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_of_other_origin_is_read_past_what_it_holds_besides(
+    models: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people have them: half precision, no configs, averages, buffers, another spelling of CLIP's layers."""
+    module = module_of(name)
+    sizes = module.SIZES.get(name, module.SIZES)
+    monkeypatch.setitem(sizes, "real", sizes["tiny"])
+    state = {key: t.half() for key, t in load_file(saved(models, name, tmp_path / "model.safetensors")).items()}
+    first = "conditioner.embedders.0" if name == "sdxl" else "cond_stage_model"
+    state |= {
+        "model_ema.decay": torch.tensor(0.999),
+        "model_ema.diffusion_modelinput_blocks00weight": torch.ones(2),
+        "alphas_cumprod": torch.ones(1000),
+        f"{first}.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        f"{first}.logit_scale": torch.tensor(1.0),
+    }
+    save_file(state, tmp_path / "theirs.safetensors")
+    family = load_family(tmp_path / "theirs.safetensors")
+    before = load_family(models(name))
+    assert family.name == name and family.prediction_type == before.prediction_type
+    for part, other in zip(family.parts().values(), before.parts().values(), strict=True):
+        for (key, p), q in zip(part.named_parameters(), other.parameters(), strict=True):
+            assert p.dtype == torch.float32 and torch.equal(p, q.half().float()), key
+    old = {key.replace(".transformer.text_model.", ".transformer."): t for key, t in state.items()}
+    save_file(old, tmp_path / "old.safetensors")
+    assert load_family(tmp_path / "old.safetensors").model_hash() == family.model_hash()
+
+
+def test_what_a_file_predicts_stands_in_its_marker_or_in_the_config_beside_it(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sd2", "sdxl"):
+        sizes = module_of(name).SIZES.get(name, module_of(name).SIZES)
+        monkeypatch.setitem(sizes, "real", sizes["tiny"])
+    state = load_file(saved(models, "sdxl", tmp_path / "model.safetensors"))
+    save_file(state | {"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, tmp_path / "noob.safetensors")
+    noob = load_family(tmp_path / "noob.safetensors")
+    assert noob.prediction_type == "v_prediction" and noob.snr(torch.tensor([999])) < 1e-9
+    save_file(load_file(saved(models, "sd2", tmp_path / "two.safetensors")), tmp_path / "base.safetensors")
+    assert load_family(tmp_path / "base.safetensors").prediction_type == "v_prediction"
+    (tmp_path / "base.yaml").write_text("model:\n  params:\n    timesteps: 1000\n", encoding="utf-8")
+    assert load_family(tmp_path / "base.safetensors").prediction_type == "epsilon"
+    (tmp_path / "base.yaml").write_text('model:\n  params:\n    parameterization: "v"\n', encoding="utf-8")
+    assert load_family(tmp_path / "base.safetensors").prediction_type == "v_prediction"
+
+
+def test_a_file_that_lacks_a_whole_part_says_which(models: Any, tmp_path: Path) -> None:
+    state = load_file(saved(models, "sd1", tmp_path / "model.safetensors"))
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    bare = {key: t for key, t in state.items() if not key.startswith("first_stage_model.")}
+    save_file(bare, tmp_path / "bare.safetensors", metadata)
+    with pytest.raises(BadInput, match=r"has no image encoder \(VAE\)"):
+        load_family(tmp_path / "bare.safetensors")
+    save_file({key: t for key, t in state.items() if key.startswith("model.diffusion")}, tmp_path / "unet.safetensors")
+    with pytest.raises(BadInput, match="has no text encoder"):
+        load_family(tmp_path / "unet.safetensors")
 
 
 def test_a_vocabulary_of_its_own_keeps_to_the_folder(tmp_path: Path) -> None:

@@ -10,20 +10,24 @@ from typing import cast
 from edkit import nano
 from edkit.data.errors import BadInput
 from edkit.train.families.base import Family
+from edkit.train.families.hub import snapshot
 from edkit.train.families.registry import REGISTRY, module_of
 
-# what a model folder needs besides weights; a hub snapshot brings no pickles
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+__all__ = ["REGISTRY", "find_model", "load_family", "read_index"]
 
 
-def load_family(model: str | Path, family: str = "auto") -> Family:
+def _silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def load_family(model: str | Path, family: str = "auto", *, say: Callable[[str], None] = _silent) -> Family:
     """Load a diffusers folder, a hub id or a single `.safetensors` file in fp32 on the CPU, as the family named
-    or the one its index or its keys name.
+    or the one its index or its keys name; `say` is told where a hub id is gone and another one is taken.
 
     Raises BadInput where the folder is no pipeline, of a family edkit doesn't train, or has only pickled
     weights.
     """
-    folder = find_model(model)
+    folder = find_model(model, say=say)
     if folder.is_file():
         from edkit.train.families.single_file import load_single_file
 
@@ -49,7 +53,7 @@ def _as_named(found: Family, name: str) -> Family:
     return found
 
 
-def find_model(model: str | Path) -> Path:
+def find_model(model: str | Path, *, say: Callable[[str], None] = _silent) -> Path:
     """The folder (or the single file) of a model: as named, the small one that ships (`nano`), or the hub's
     snapshot of an id such as `owner/name` (safetensors only).
     """
@@ -63,15 +67,7 @@ def find_model(model: str | Path) -> Path:
         return folder.resolve()
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise BadInput("there is no such model folder", where=text)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=_WANTED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        mend = "name a folder, or check the id and the network"
-        raise BadInput(f"no such folder, and the hub did not give it: {first}", where=text, mend=mend) from None
+    return snapshot(text, say=say)
 
 
 def read_index(folder: Path) -> dict[str, object]:

@@ -38,6 +38,9 @@ def from_folder(cls: Any, folder: Path, **options: Any) -> Any:
         pickled = any(p.suffix in _PICKLES for p in folder.iterdir())
         what = "has only pickled weights, which can run code" if pickled else "has no weights"
         raise BadInput(what, where=str(folder), mend="save the model as .safetensors")
+    named = [file.name for file in folder.glob("*.safetensors")]
+    if all(".fp16." in name or ".fp16-" in name for name in named):
+        options["variant"] = "fp16"
     try:
         return cls.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -8,8 +8,9 @@ there and back.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +75,8 @@ def save_single_file(family: Family, path: Path, *, precision: str, metadata: Ma
 
 def load_single_file(path: Path) -> Family:
     """A model from one file in the original layout, in fp32. Its configs are the file's own, where edkit wrote it, else
-    those of the published model that its keys name; its tokenizer is CLIP's.
+    those of the published model that its keys name; its tokenizer is CLIP's. What it holds besides (averages, buffers)
+    is left alone.
 
     Raises BadInput for a pickle, a file of another layout, missing weights, or shapes of another model.
     """
@@ -89,15 +91,24 @@ def load_single_file(path: Path) -> Family:
             keys = set(file.keys())
             family = _empty(file.metadata() or {}, keys, path)
             for part, places in _parts(family):
-                missing = [place for place in places if place.file_key not in keys]
+                found = [_as_spelled(place, keys) for place in places]
+                missing = [place.file_key for place in found if place.file_key not in keys]
+                if len(missing) == len(places) and part is family.vae:
+                    raise BadInput(
+                        "has no image encoder (VAE)",
+                        where=str(path),
+                        mend="take the model's file that has one (often called full), or its diffusers folder",
+                    )
                 if missing:
                     raise BadInput(
                         f"lacks {len(missing)} of {len(places)} weights of a {family.name} model's part "
-                        f"({missing[0].file_key}, ...)",
+                        f"({missing[0]}, ...)",
                         where=str(path),
                     )
-                _fill(part, places, file.get_tensor, path)
+                _fill(part, found, file.get_tensor, path)
                 ready(part)
+            if "ztsnr" in keys:
+                family.end_at_pure_noise()
     except (OSError, SafetensorError) as error:
         raise BadInput(f"can't be read: {error}", where=str(path)) from None
     return cast(Family, family)
@@ -118,6 +129,12 @@ def _parts(family: UNetModel) -> Iterator[tuple[Any, Sequence[Place]]]:
     else:
         yield _text(encoders["text_encoder"], "conditioner.embedders.0.transformer.", clip_place)
         yield _text(encoders["text_encoder_2"], "conditioner.embedders.1.model.", open_clip_place)
+
+
+def _as_spelled(place: Place, keys: set[str]) -> Place:
+    """The place as this file has it: some leave out the `text_model.` before CLIP's layers."""
+    short = place.file_key.replace(".transformer.text_model.", ".transformer.")
+    return replace(place, file_key=short) if place.file_key not in keys and short in keys else place
 
 
 def _placed(module: Any, prefix: str, place: Callable[[str], tuple[str, How]]) -> list[Place]:
@@ -170,7 +187,7 @@ def _empty(metadata: Mapping[str, str], keys: set[str], path: Path) -> UNetModel
     from accelerate import init_empty_weights
 
     name = metadata.get("edkit_family") or _named(keys, path)
-    prediction = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+    prediction = _prediction(metadata, keys, path)
     try:
         with init_empty_weights():
             if _CONFIGS in metadata:
@@ -180,6 +197,18 @@ def _empty(metadata: Mapping[str, str], keys: set[str], path: Path) -> UNetModel
         raise BadInput(f"its configs make no model: {error}", where=str(path)) from None
 
 
+def _prediction(metadata: Mapping[str, str], keys: set[str], path: Path) -> str | None:
+    """What the model says, where its metadata, its marker keys or the YAML config beside it tell."""
+    said = {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+    if said is None and "v_pred" in keys:
+        return "v_prediction"
+    config = path.with_suffix(".yaml")
+    if said is None and config.is_file():
+        text = config.read_text(encoding="utf-8", errors="replace")
+        return "v_prediction" if re.search(r"""parameterization:\s*["']?v\b""", text) else "epsilon"
+    return said
+
+
 def _named(keys: set[str], path: Path) -> str:
     signs = {
         "sdxl": "conditioner.embedders.1.model.ln_final.weight",
@@ -187,8 +216,14 @@ def _named(keys: set[str], path: Path) -> str:
         "sd1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
     }
     for name, key in signs.items():
-        if key in keys:
+        if key in keys or key.replace(".text_model.", ".") in keys:
             return name
+    if any(key.startswith("model.diffusion_model.") for key in keys):
+        raise BadInput(
+            "has no text encoder of Stable Diffusion 1, 2 or XL",
+            where=str(path),
+            mend="name the model's diffusers folder",
+        )
     raise BadInput(
         "is no Stable Diffusion 1, 2 or XL checkpoint in the original layout",
         where=str(path),
