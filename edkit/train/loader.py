@@ -17,11 +17,10 @@ from torch import Tensor
 
 from edkit.data.image import Crop
 from edkit.data.plan import MicroBatch, Pick, Step
-from edkit.data.random import unit
 from edkit.data.sample import Sample, caption_text, drops_caption
 from edkit.train.cache import View
 from edkit.train.families.base import Family, Text
-from edkit.train.noise import Name, normal, training_noise
+from edkit.train.noise import Name, normal, timestep_draws, training_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +99,7 @@ class Loader:
         pixel_weights: Callable[[Sequence[Pick]], Tensor | None] | None = None,
         num_workers: int | None = None,
         pin: bool = False,
+        draws: Callable[[Sequence[Name], int], Tensor] = timestep_draws,  # of names and seed
     ) -> None:
         self._family, self._view, self._latents = family, view, latents
         self._sample = lru_cache(maxsize=1 << 17)(sample)
@@ -107,6 +107,7 @@ class Loader:
         self.limit, self._weights, self._noise = micro_batch_size, weights, noise
         self._pixel_weights, self._pin = pixel_weights, pin
         self._workers = num_workers or max(1, min(4, (os.cpu_count() or 1) - 1))
+        self._draws = draws
         self._tokens: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._tokenizing = threading.Lock()
 
@@ -142,8 +143,7 @@ class Loader:
         captions = tuple(caption_seen(sample, pick, seed=seed) for sample, pick in zip(samples, picks, strict=True))
         views = [self._view(pick) for pick in picks]
         latents = torch.stack(self._latents(views)).float()
-        draws = torch.tensor([unit(seed, "timestep", *name) for name in names], dtype=torch.float64)
-        timesteps = self._family.timesteps(draws, *self._timesteps)
+        timesteps = self._family.timesteps(self._draws(names, seed), *self._timesteps)
         _, channels, height, width = latents.shape
         more, shape = self._noise, (channels, height, width)
         noise = training_noise(shape, seed, names, offset=more.offset, pyramid=more.pyramid)

@@ -33,6 +33,7 @@ from edkit.train.generate import draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
+from edkit.train.noise import timestep_draws
 from edkit.train.prepare import PRESERVATION, Prepared, Summary, prepare, remember_rate
 from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet
 from edkit.train.record import DATASET_FILE, read_record
@@ -253,6 +254,7 @@ class _Loop:
                 min_snr_gamma=s.min_snr_gamma,
                 debiased=s.debiased,
             ),
+            draws=partial(timestep_draws, distribution=s.timestep_distribution, shift=s.timestep_shift),
             noise=Noise(offset=s.offset_noise, pyramid=s.pyramid_noise, input_perturbation=s.input_perturbation),
             pixel_weights=data.pixel_weights,
             num_workers=s.num_workers,

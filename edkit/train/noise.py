@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from edkit.data.random import Item, integer
+from edkit.data.random import Item, integer, unit
 
 Name = tuple[Item, ...]
 """What a row of noise is for: (item, epoch, occurrence), or whatever tells it from all others."""
@@ -51,6 +52,25 @@ def training_noise(
     if offset:
         noise.add_(normal((channels, 1, 1), seed, "offset noise", names), alpha=offset)
     return noise
+
+
+def timestep_draws(
+    names: Sequence[Name],
+    seed: int,
+    *,
+    distribution: Literal["uniform", "logit_normal"] = "uniform",
+    shift: float = 1.0,
+) -> Tensor:
+    """Where between the first timestep (0) and the last (1) each row trains, (N,) in float64, a function of its name.
+
+    `logit_normal` draws the middle more often than the ends; a `shift` above 1 moves all draws towards noise, as large
+    pictures need it: Esser et al. 2024, "Scaling rectified flow transformers", arXiv:2403.03206, sections 3.1 and
+    5.3.2.
+    """
+    draws = torch.tensor([unit(seed, "timestep", *name) for name in names], dtype=torch.float64)
+    if distribution == "logit_normal":
+        draws = torch.sigmoid(torch.special.ndtri(draws))
+    return shift * draws / (1 + (shift - 1) * draws) if shift != 1 else draws
 
 
 def perturbed(states: Tensor, gamma: float, seed: int, names: Sequence[Name]) -> Tensor:

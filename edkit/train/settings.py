@@ -90,6 +90,8 @@ class TrainSettings:
     zero_terminal_snr: bool = False  # v-prediction only
     timestep_start: int = 0
     timestep_end: int | None = None  # exclusive; None: all of the model's
+    timestep_distribution: Literal["uniform", "logit_normal"] = "uniform"  # logit_normal: the middle more often
+    timestep_shift: float = 1.0  # above 1: noisy timesteps more often, as large pictures need it
     prior_preservation: tuple[str, ...] = ()  # folders below the data root whose target is the untrained model's word
 
     # memory and speed
@@ -495,7 +497,7 @@ def _check(s: TrainSettings) -> None:
         need(key, getattr(s, key) is None or getattr(s, key) > 0, "must be above 0")
     need("validate_share", s.validate_share < 1, "something must be left to train on")
     need("ema_decay", s.ema_decay is None or 0 < s.ema_decay < 1, "must lie between 0 and 1")
-    for key in ("eps", "huber_delta", "lr_power"):
+    for key in ("eps", "huber_delta", "lr_power", "timestep_shift"):
         need(key, getattr(s, key) > 0, "must be above 0")
     need("max_drift", s.max_drift is None or s.preservation_data is not None, "needs preservation_data to measure")
     need("pyramid_noise", s.pyramid_noise < 1, "must lie below 1: each coarser level weighs less")

@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from edkit.data.errors import BadInput
 from edkit.train.families import load_family
 from edkit.train.generate import Request, draw, generate
+from edkit.train.initial import init_model
 from edkit.train.loop import train
 from edkit.train.settings import TrainSettings
 
@@ -21,13 +23,18 @@ Settings = Callable[..., TrainSettings]
 FAMILIES = ["sd1", "sd2", "sdxl"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_picture_is_the_one_that_diffusers_own_pipeline_draws(models: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "prediction"), [("sd1", None), ("sd2", None), ("sd2", "epsilon"), ("sdxl", None), ("sdxl", "v_prediction")]
+)
+def test_a_picture_is_the_one_that_diffusers_own_pipeline_draws(
+    models: Any, name: str, prediction: str | None, tmp_path: Path
+) -> None:
     from diffusers import DDIMScheduler, DiffusionPipeline
 
-    folder = models(name)
+    folder = init_model(name, out=tmp_path / name, prediction=prediction).out if prediction else models(name)
     family = load_family(folder)
     assert family.name == name
+    assert family.prediction_type == (prediction or ("v_prediction" if name == "sd2" else "epsilon"))
     pipeline = DiffusionPipeline.from_pretrained(str(folder))
     assert type(pipeline).__name__ == json.loads((folder / "model_index.json").read_text("utf-8"))["_class_name"]
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
@@ -81,6 +88,8 @@ def test_a_trained_model_exports_loads_back_equal_and_draws_the_same(
 def test_sdxl_is_told_the_size_the_cut_and_the_target(
     models: Any, settings: Settings, draw_pictures: Any, tmp_path: Path
 ) -> None:
+    from diffusers import DiffusionPipeline
+
     from edkit.data.progress import SILENT
     from edkit.train.loader import Loader, Planned
     from edkit.train.prepare import prepare
@@ -101,7 +110,19 @@ def test_sdxl_is_told_the_size_the_cut_and_the_target(
     assert crop.flip
     left = crop.scaled_width - crop.width - crop.left
     assert micro.sizes[0].tolist() == [160, 200, crop.top, left, crop.height, crop.width]
+    # the order is the one that diffusers' pipeline tells its U-Net
+    pipeline = DiffusionPipeline.from_pretrained(str(models("sdxl")))
+    told = pipeline._get_add_time_ids(
+        (160, 200), (crop.top, left), (crop.height, crop.width), torch.float32, text_encoder_projection_dim=48
+    )
+    assert told[0].tolist() == micro.sizes[0].tolist()
     text = family.encode_text(family.tokenize(micro.captions))
+    pooled, times = text["pooled"], told.expand(len(micro.sizes), 6)
+    with torch.no_grad():
+        said = pipeline.unet(
+            micro.noisy, micro.timesteps, text["states"], added_cond_kwargs={"text_embeds": pooled, "time_ids": times}
+        ).sample
+        torch.testing.assert_close(family.predict(micro.noisy, micro.timesteps, text, micro.sizes), said)
     plain = family.predict(micro.noisy, micro.timesteps, text, micro.sizes)
     other = family.predict(micro.noisy, micro.timesteps, text, micro.sizes // 2)
     assert not torch.allclose(plain, other)
@@ -114,15 +135,27 @@ def test_sdxl_reads_an_empty_caption_as_zeros(models: Any) -> None:
     assert text["states"][1].any() and text["pooled"][1].any()
 
 
-def test_clip_skip_reads_an_earlier_layer(models: Any) -> None:
-    family = load_family(models("sd1"))
-    tokens = family.tokenize(["a house"])
-    usual = family.encode_text(tokens)["states"]
-    family.clip_skip = 2
-    said = family.text_encoder(input_ids=tokens["input_ids"], output_hidden_states=True)  # type: ignore[attr-defined]
-    wanted = family.text_encoder.final_layer_norm(said.hidden_states[-2])  # type: ignore[attr-defined]
-    skipped = family.encode_text(tokens)["states"]
-    assert torch.equal(skipped, wanted) and not torch.allclose(skipped, usual)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_clip_skip_reads_an_earlier_layer_as_diffusers_does(models: Any, name: str) -> None:
+    """diffusers counts the layers that are left out: its 1 is 2 here and in user interfaces."""
+    from diffusers import DiffusionPipeline
+
+    family, pipeline = load_family(models(name)), DiffusionPipeline.from_pretrained(str(models(name)))
+    states = []
+    for ours, theirs in ((1, None), (2, 1)):
+        family.clip_skip = ours
+        states.append(family.encode_text(family.tokenize(["a house"]))["states"])
+        wanted = pipeline.encode_prompt(
+            "a house", device=torch.device("cpu"), num_images_per_prompt=1, do_classifier_free_guidance=False,
+            clip_skip=theirs,
+        )[0]  # fmt: skip
+        torch.testing.assert_close(states[-1], wanted)
+    assert not torch.allclose(*states)
+
+
+def test_a_model_of_another_family_than_was_asked_for_is_told(models: Any) -> None:
+    with pytest.raises(BadInput, match="is a sd1 model, not sd2"):
+        load_family(models("sd1"), "sd2")
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])

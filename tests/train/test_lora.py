@@ -112,6 +112,63 @@ def test_keys_and_metadata_are_those_user_interfaces_read(models: Any, settings:
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in one
 
 
+MIDDLE = "mid_block.attentions.0.transformer_blocks.0"
+ELSEWHERE = {
+    # kohya's trainers: the original names for SDXL, with and without `text_model_`
+    "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q": ("unet", "{0}.attn1.to_q", "kohya"),
+    "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_out_0": ("unet", "{1}.attn2.to_out.0", "kohya"),
+    "lora_te2_encoder_layers_1_self_attn_q_proj": ("text_encoder_2", "encoder.layers.1.self_attn.q_proj", "kohya"),
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1": ("text_encoder", "encoder.layers.0.mlp.fc1", "kohya"),
+    "lora_unet_input_blocks_1_0_in_layers_2": ("unet", "down_blocks.0.resnets.0.conv1", "kohya"),
+    # peft, and diffusers of several years
+    "unet.mid_block.attentions.0.proj_in": ("unet", "mid_block.attentions.0.proj_in", "peft"),
+    "text_encoder.encoder.layers.1.self_attn.v_proj": ("text_encoder", "encoder.layers.1.self_attn.v_proj", "peft"),
+    "text_encoder_2.text_model.encoder.layers.0.mlp.fc2": ("text_encoder_2", "encoder.layers.0.mlp.fc2", "peft"),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_k": ("unet", "{1}.attn1.to_k", "processor"),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out": (
+        "unet",
+        "{1}.attn1.to_out.0",
+        "processor",
+    ),
+}
+ENDS = {
+    "kohya": (".lora_down.weight", ".lora_up.weight"),
+    "peft": (".lora_A.weight", ".lora_B.weight"),
+    "processor": ("_lora.down.weight", "_lora.up.weight"),
+}
+
+
+def test_adapters_made_elsewhere_change_the_layer_they_name(models: Any, tmp_path: Path) -> None:
+    blocks = ("down_blocks.1.attentions.0.transformer_blocks.0", MIDDLE)
+    family = load_family(models("sdxl"))
+    generator = torch.Generator().manual_seed(5)
+    for key, (part, layer, kind) in ELSEWHERE.items():
+        before = {f"{n}.{k}": p.clone() for n, m in family.parts().items() for k, p in m.named_parameters()}
+        name = f"{part}.{layer.format(*blocks)}.weight"
+        weight = before[name]
+        down = torch.randn(2, *weight.shape[1:], generator=generator)
+        up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=generator)
+        state = {key + ENDS[kind][0]: down, key + ENDS[kind][1]: up}
+        said = {f"{part}.r": 2, f"{part}.lora_alpha": 1.0} if kind == "peft" else {}
+        if kind == "kohya":
+            state[f"{key}.alpha"] = torch.tensor(1.0)
+        save_file(state, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+        assert merge_lora(family, tmp_path / "x.safetensors", strength=0.5) == 1
+        scale = 0.5 * (1.0 if kind == "processor" else 0.5)
+        change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        after = {f"{n}.{k}": p for n, m in family.parts().items() for k, p in m.named_parameters()}
+        torch.testing.assert_close(after[name], weight + scale * change)
+        assert [k for k in after if not torch.equal(after[k], before[k])] == [name], key
+
+
+@pytest.mark.parametrize(("sign", "what"), [("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("dora_scale", "DoRA")])
+def test_other_kinds_of_adapters_are_told_by_name(models: Any, sign: str, what: str, tmp_path: Path) -> None:
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{layer}.{sign}": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(BadInput, match=f"is a {what}, which edkit does not read"):
+        merge_lora(load_family(models("sd1")), tmp_path / "x.safetensors")
+
+
 def test_strength_scales_the_change(models: Any, settings: Settings) -> None:
     run = trained(settings, models("sd1"), lora_targets="all")
     assert run.export is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
-from edkit.train.noise import normal, perturbed, training_noise
+from edkit.train.noise import normal, perturbed, timestep_draws, training_noise
 
 NAMES = [(f"picture {i}", 0, 0) for i in range(256)]
 
@@ -57,3 +60,20 @@ def test_text_states_are_perturbed_by_gamma_over_the_root_of_their_width() -> No
     states = torch.zeros(64, 10, 256)
     noise = perturbed(states, 0.5, 555, NAMES[:64])
     assert abs(float(noise.std()) - 0.5 / 16) < 1e-3 and abs(float(noise.mean())) < 1e-3
+
+
+def test_timesteps_are_drawn_where_the_papers_formulas_say() -> None:
+    names = [("a picture", epoch, 0) for epoch in range(4000)]
+    even = timestep_draws(names, 555)
+    middle = timestep_draws(names, 555, distribution="logit_normal")
+    noisy = timestep_draws(names, 555, shift=3.0)
+    assert torch.equal(timestep_draws(names[7:9], 555), even[7:9])
+    torch.testing.assert_close(noisy, 3 * even / (1 + 2 * even))
+    for draws, quarter, three_quarters in (
+        (even, 0.25, 0.75),
+        (middle, 1 / (1 + math.exp(0.6745)), 1 / (1 + math.exp(-0.6745))),  # quartiles of the normal distribution
+        (noisy, 0.5, 0.9),
+    ):
+        assert draws.min() > 0 and draws.max() < 1
+        assert draws.quantile(0.25).item() == pytest.approx(quarter, abs=0.03)
+        assert draws.quantile(0.75).item() == pytest.approx(three_quarters, abs=0.03)
