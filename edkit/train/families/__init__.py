@@ -34,17 +34,16 @@ def load_family(model: str | Path, family: str = "auto", *, say: Callable[[str],
         return _as_named(load_single_file(folder), family)
     index = read_index(folder)
     pipeline = str(index.get("_class_name"))
-    for name in REGISTRY:
-        if family in ("auto", name):
-            module = module_of(name)
-            if pipeline in module.PIPELINES:
-                return _as_named(cast(Callable[[Path], Family], module.load)(folder), family)
-    known = ", ".join(REGISTRY)
-    raise BadInput(
-        f"is a {pipeline}, which is none of the families edkit trains",
-        where=str(folder),
-        mend=f"families: {known}",
-    )
+    names = [name for name in REGISTRY if pipeline in module_of(name).PIPELINES]
+    if not names:
+        raise BadInput(
+            f"is a {pipeline}, which is none of the families edkit trains",
+            where=str(folder),
+            mend=f"families: {', '.join(REGISTRY)}",
+        )
+    if family not in ("auto", *names):
+        raise BadInput(f"is a {' or '.join(names)} model, not {family}", where=str(folder))
+    return _as_named(cast(Callable[[Path], Family], module_of(names[0]).load)(folder), family)
 
 
 def _as_named(found: Family, name: str) -> Family:
