@@ -132,6 +132,21 @@ def test_a_distilled_model_is_never_guided(klein: Path, tmp_path: Path) -> None:
     assert_close(guided, theirs(pipeline_of(tmp_path / "distilled"), some_noise()), rtol=1e-3, atol=1e-3)
 
 
+def test_the_language_model_keeps_the_type_of_its_file(klein: Path, tmp_path: Path) -> None:
+    family: Any = load_family(klein)
+    family.text_encoder.to(torch.bfloat16)
+    (tmp_path / "published").mkdir()
+    family.save(tmp_path / "published", precision="fp32", metadata={})
+    again: Any = load_family(tmp_path / "published")
+    assert again.text_encoder.dtype == torch.bfloat16 and again.transformer.dtype == torch.float32
+    text = again.encode_text(again.tokenize(PROMPTS))
+    assert text["states"].dtype == torch.bfloat16  # half the memory where states are kept
+    said = again.predict(some_noise(), torch.tensor([0, 399]), text, torch.zeros(2, 6))
+    wanted = load_family(klein).predict(some_noise(), torch.tensor([0, 399]), text, torch.zeros(2, 6))
+    assert said.dtype == torch.float32
+    assert_close(said, wanted)
+
+
 def test_it_trains_exports_loads_back_equal_and_draws_in_diffusers(
     klein: Path, settings: Settings, draw_pictures: Any, tmp_path: Path
 ) -> None:

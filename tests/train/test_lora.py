@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,9 +170,21 @@ def test_other_kinds_of_adapters_are_told_by_name(models: Any, sign: str, what: 
         merge_lora(load_family(models("sd1")), tmp_path / "x.safetensors")
 
 
+# the layers of ComfyUI's key map (its unet_to_diffusers and LORA_CLIP_MAP)
+_BLOCK = r"attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)"
+_LAYER = r"resnets_\d_(conv1|conv2|time_emb_proj|conv_shortcut)|attentions_\d_"
+_LAYER += rf"(proj_in|proj_out|transformer_blocks_\d+_({_BLOCK}))"
+KNOWN = re.compile(
+    rf"lora_unet_((down|up)_blocks_\d|mid_block)_({_LAYER}|(down|up)samplers_0_conv)"
+    r"|lora_te[12]?_text_model_encoder_layers_\d+_(mlp_fc[12]|self_attn_(q|k|v|out)_proj)"
+)
+
+
 def test_strength_scales_the_change(models: Any, settings: Settings) -> None:
     run = trained(settings, models("sd1"), lora_targets="all")
     assert run.export is not None
+    keys = {key.split(".", 1)[0] for key in load_file(run.export / UI_FILE)}
+    assert all(KNOWN.fullmatch(key) for key in keys) and any("_resnets_0_conv1" in key for key in keys)
     weights = []
     for strength in (0.0, 0.5, 1.0):
         family = load_family(models("sd1"))

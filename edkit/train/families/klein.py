@@ -250,7 +250,7 @@ class Klein:
         height, width = noisy.shape[-2:]
         said = self.transformer(
             hidden_states=noisy.flatten(2).transpose(1, 2),  # (N, h * w, C)
-            encoder_hidden_states=text["states"],
+            encoder_hidden_states=text["states"].to(noisy),
             timestep=levels,
             img_ids=_places(height, width, 1, noisy.device),
             txt_ids=_places(1, 1, text["states"].shape[1], noisy.device),
