@@ -145,7 +145,8 @@ def test_adapters_made_elsewhere_change_the_layer_they_name(models: Any, tmp_pat
     generator = torch.Generator().manual_seed(5)
     for key, (part, layer, kind) in ELSEWHERE.items():
         before = {f"{n}.{k}": p.clone() for n, m in family.parts().items() for k, p in m.named_parameters()}
-        name = f"{part}.{layer.format(*blocks)}.weight"
+        ends = f"{layer.format(*blocks)}.weight"
+        (name,) = (k for k in before if k.startswith(f"{part}.") and k.endswith(ends))  # `text_model.` or not
         weight = before[name]
         down = torch.randn(2, *weight.shape[1:], generator=generator)
         up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=generator)
