@@ -45,6 +45,11 @@ def peer_python(name: str, *packages: str, over: bool = False) -> Path:
     return python
 
 
+def imagededup_python() -> Path:
+    """The interpreter that has imagededup, over this one's packages: it asks for torch, which its hashes never use."""
+    return peer_python("imagededup", "imagededup", over=True)
+
+
 def peer_version(python: Path, package: str) -> str:
     """A package's version in a peer's environment."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from bench import machine, peer_python
+from bench import imagededup_python, machine
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
@@ -109,7 +109,7 @@ def planted(photos: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
 
 def peer_hashes(paths: Sequence[Path]) -> NDArray[np.uint64]:
     done = subprocess.run(
-        [peer_python("imagededup", "imagededup"), "-c", PEER],
+        [imagededup_python(), "-c", PEER],
         input=json.dumps([str(path) for path in paths]),
         capture_output=True,
         text=True,

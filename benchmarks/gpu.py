@@ -60,7 +60,7 @@ def main() -> None:
             print("| what | batch | images/s | of the bare step | TFLOP/s | of the card's rate | GB at most |")
             print("|---|---:|---:|---:|---:|---:|---:|")
             for method in ("full", "lora"):
-                for batch in (2, 4) if settings.tiny else batches:
+                for batch in (2,) if settings.tiny else batches:
                     ways(family, replace(job, method=method, batch=batch, script=script), flops, limit, settings.rounds)
             print()
             latents(family, job, data, scratch, settings.rounds)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import machine, peer_python, tell
+from bench import imagededup_python, machine, peer_python, tell
 
 HASHES = """
 import numpy as np
@@ -94,12 +94,12 @@ for first in range(0, len(rows), 5000):
 seconds = time.perf_counter() - start
 """,
 }
-PACKAGES = {"imagededup": "imagededup", "faiss": "faiss-cpu"}
 
 
 def python_of(name: str) -> Path:
-    who = name.split(",")[0]
-    return peer_python(who, PACKAGES[who]) if who in PACKAGES else Path(sys.executable)
+    if name.startswith("imagededup"):
+        return imagededup_python()
+    return peer_python("faiss", "faiss-cpu") if name.startswith("faiss") else Path(sys.executable)
 
 
 def searched(name: str, number: int, radius: int, limit: float) -> dict[str, object] | str:

@@ -23,7 +23,7 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[threads] = "1"
 
 import imagehash  # noqa: E402
-from bench import by_turns, machine, peer_python, photos, tell  # noqa: E402
+from bench import by_turns, imagededup_python, machine, photos, tell  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from edkit.measure import quality  # noqa: E402
@@ -94,7 +94,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [peer_python("imagededup", "imagededup"), "-c", PEER],
+            [imagededup_python(), "-c", PEER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.version, self.pillow = self._answer()

@@ -50,6 +50,7 @@ class Theme:
     missing: Callable[[], str | None] = lambda: None  # why it can't run on this machine
 
 
+DEVELOPERS = ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
 THEMES = {
     "start": Theme(),
@@ -118,6 +119,9 @@ def say(line: str) -> None:
 def measured(name: str, theme: Theme, settings: argparse.Namespace, told: Path) -> tuple[str, str | None]:
     """What the theme's processes printed, each under its command, and in a line what went wrong."""
     text, problem = [], None
+    # all cores and compiled modules, as a user's shell has them
+    environment = {key: value for key, value in os.environ.items() if key not in DEVELOPERS}
+    environment |= {"PYTHONPATH": str(HERE.parent), "PYTHONIOENCODING": "utf-8"}
     photos = ("--photos", str(settings.photos)) if settings.photos and theme.photos else ()
     for arguments in (*theme.runs, *((theme.full,) if settings.full and theme.full else ())):
         said = f"python benchmarks/{name}.py {' '.join(arguments)}".strip() + (" --photos DIR" if photos else "")
@@ -125,7 +129,7 @@ def measured(name: str, theme: Theme, settings: argparse.Namespace, told: Path) 
         done = subprocess.run(
             [sys.executable, HERE / f"{name}.py", *arguments, *photos],
             capture_output=True, text=True, encoding="utf-8", check=False,
-            env={**os.environ, FIGURES: str(told), "PYTHONPATH": str(HERE.parent), "PYTHONIOENCODING": "utf-8"},
+            env=environment | {FIGURES: str(told)},
         )  # fmt: skip
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
