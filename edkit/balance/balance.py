@@ -211,7 +211,7 @@ def from_figures(folders: Sequence[Folder], run: Path, named: Sequence[str]) -> 
         for one in folders
         if one.path in keeping and one.num_free
     }
-    why = dict.fromkeys(raised, f"{advice.reason}: {float(times):g} times the picks")
+    why = dict.fromkeys(raised, f"{advice.reason}: {float(times):.3g} times the picks")
     return Proposal(folders=tuple(raised.get(one.path, one) for one in folders), why=why, notes=())
 
 

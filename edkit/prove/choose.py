@@ -206,7 +206,7 @@ def _write_page(choice: Choice) -> Path:
     return layout.write(
         choice.page,
         layout.render(
-            f"Use {best.name}",
+            f"Use {best.name}" if best.kept and best.learned > 0 else f"At best, {best.name}",
             _trade_off(choice),
             _curves(choice),
             _table(choice),
