@@ -148,6 +148,8 @@ def prepare(
                 left_out += _told_broken(dataset, broken, s, progress)
                 data = data.without(broken)
             cached.warm_texts(data.trained, [sample.caption for sample in measured], progress)
+        if store:
+            store.collect()  # now that all this run needs counts as used
         yield _prepared(s, family, data, cached, left_out)
 
 

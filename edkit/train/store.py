@@ -191,8 +191,6 @@ class Cache(Generic[_T]):
                     advance(1)
                     if isinstance(made, BadInput):
                         broken.append((wanted[key], made))
-        if self._store:
-            self._store.collect()
         return broken
 
     def _made(self, items: Sequence[_T]) -> Iterator[tuple[bytes, Entry | BadInput]]:
