@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,15 +31,21 @@ class Board(Protocol):
         """Bring everything to where it is shown, and end."""
 
 
+def need_packages(*, tensorboard: bool, wandb: bool) -> None:
+    """Say before anything is made that a board's package is missing."""
+    if tensorboard and find_spec("tensorboard") is None:
+        raise MissingExtra("train", "tensorboard")
+    if wandb and find_spec("wandb") is None:
+        raise UsageError("wandb = true, but wandb is not installed", mend="pip install wandb")
+
+
 class TensorBoard:
     """Event files in the run's folder."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
         """Go on from `step`: what a killed run wrote beyond it is hidden."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtra("train", "tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -59,10 +66,8 @@ class Wandb:
 
     def __init__(self, run_dir: Path, *, config: Mapping[str, Any]) -> None:
         """Start it, or go on with the one that this run's folder began."""
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("wandb = true, but wandb is not installed", mend="pip install wandb") from None
+        import wandb
+
         name = run_dir / "wandb" / "run-id.txt"
         if not name.exists():
             name.parent.mkdir(exist_ok=True)

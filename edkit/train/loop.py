@@ -25,7 +25,7 @@ from edkit.data.lock import Lock
 from edkit.data.progress import SILENT, Progress
 from edkit.train import checkpoint as ck
 from edkit.train import ranks
-from edkit.train.boards import Board, TensorBoard, Wandb
+from edkit.train.boards import Board, TensorBoard, Wandb, need_packages
 from edkit.train.export import export_folder, export_model
 from edkit.train.families import load_family
 from edkit.train.families.base import DTYPES, Family
@@ -150,6 +150,7 @@ def _train(
     if threads:
         torch.set_num_threads(int(threads))
     device = pick_device(ranks.device_name(settings.device))
+    need_packages(tensorboard=settings.tensorboard, wandb=settings.wandb)
     prompts = Prompts(settings.sample_prompts, _sample_sheet(settings), say=progress.say)
     with contextlib.ExitStack() as stack:
         held_before = _held_before(run_dir) if resume is not None else None

@@ -107,6 +107,8 @@ def hold_out(
     added since, and so does nothing else.
     """
     if recorded is not None:
+        if share and not recorded:
+            progress.say("validate_share: this run began without it and has trained on all images: none is held out")
         return [i for i, path in enumerate(dataset.paths) if ids[path] in recorded]
     if not share:
         return []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from edkit.data.errors import UsageError
 from edkit.train import checkpoint as ck
 from edkit.train.loop import train
 from edkit.train.settings import TrainSettings
@@ -97,3 +99,10 @@ def test_tensorboard_shows_losses_under_tidy_names(settings: Settings) -> None:
     rows = read_metrics(run.run_dir)
     assert board.Scalars("loss")[0].value == pytest.approx((rows[0]["loss"] + rows[1]["loss"]) / 2, rel=1e-4)
     assert board.Tags()["images"] == ["samples/01 red paint"]
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_missing_board_is_told_before_anything_is_made(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"wandb is not installed \(pip install wandb\)"):
+        train(settings(wandb=True))
+    assert not (tmp_path / "run").exists()
