@@ -121,7 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def quiet() -> None:
     """No progress bars and load reports of the libraries between ours."""
+    import diffusers
     import transformers
 
+    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
