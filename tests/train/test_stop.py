@@ -190,7 +190,7 @@ def test_a_gradient_that_is_no_number_moves_no_weight_without_clipping_too(
 
     monkeypatch.setattr(Trainer, "gradients", spoiled)
     with pytest.raises(BadInput, match="the gradient of step 4 is not finite; the batch has"):
-        train(settings(clip_grad_norm=None, save_every_steps=2))
+        train(settings(clip_grad_norm=0.0, save_every_steps=2))
 
 
 def test_a_file_that_changes_while_it_trains_is_named_and_the_run_is_saved(
