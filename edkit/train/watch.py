@@ -71,6 +71,7 @@ class Watch:
         """
         self._run_dir, self._every, self._boards = run_dir, every, boards
         self._folders, self._num_timesteps = Folders(keys), num_timesteps
+        self._step = step  # the last told of
         self._recent: dict[str, list[float]] = defaultdict(list)
         self._file = _opened(run_dir / METRICS, step)
         self._ledger = _opened(run_dir / LEDGER, step) if ledger else None
@@ -79,6 +80,7 @@ class Watch:
 
     def step(self, step: int, values: Mapping[str, float], images: Sequence[Seen] = ()) -> None:
         """One finished optimizer step (counted from 1), and the images it trained on."""
+        self._step = step
         told = dict(values)
         for name, value in values.items():
             self._recent[name].append(value)
@@ -116,7 +118,8 @@ class Watch:
         self._recent.clear()
 
     def sync(self) -> None:
-        """Wait until the disk has every line: a checkpoint never knows of a step that the files lack."""
+        """Wait until the disk has every line: a checkpoint never knows of a step that the files and boards lack."""
+        self.flush(self._step)
         for file in (self._file, self._ledger):
             if file is not None:
                 file.flush()
