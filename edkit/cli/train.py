@@ -47,6 +47,10 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Resume although data or settings changed.")
     ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Settings for a size of memory: sdxl-lora-12gb, or none. Else by the machine."),
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", help="full, or lora: small adapters.")] = None,
     lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters (16).")] = None,
     resolution: Annotated[int | None, typer.Option("--resolution", help="Pixels; none: the model's.")] = None,
@@ -159,7 +163,9 @@ def train(
     )
     # of several processes that train one model (accelerate launch) one speaks
     with console.session(as_json=as_json and is_first(), quiet=quiet or not is_first()) as ui:
-        settings, going_on = find_run(config, flags, run_dir=run_dir, resume=resume, progress=ui.progress)
+        settings, going_on = find_run(
+            config, flags, run_dir=run_dir, resume=resume, preset=preset, progress=ui.progress
+        )
         run = verb(settings, resume=going_on, accept_changes=accept_changes, dry_run=dry_run, progress=ui.progress)
         if dry_run:
             _show_plan(ui, run)

@@ -33,8 +33,10 @@ from edkit.train.generate import draw, pick_device
 from edkit.train.loader import Batch, Loader, Noise, Planned
 from edkit.train.lora import caption_counts, export_lora
 from edkit.train.losses import timestep_weights
+from edkit.train.needs import Needs, needs
 from edkit.train.noise import timestep_draws
 from edkit.train.prepare import PRESERVATION, Prepared, Summary, prepare, remember_rate
+from edkit.train.presets import over_preset
 from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet
 from edkit.train.record import DATASET_FILE, read_record
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, changed, read_settings, refuse, resolve, to_toml
@@ -75,6 +77,7 @@ class Run:
     run_dir: Path
     settings: TrainSettings  # resolved
     summary: Summary  # the data and the plan
+    needs: Needs  # as they were known at the start
     dry_run: bool
     step: int  # optimizer steps done in all
     total_steps: int
@@ -159,8 +162,11 @@ def _train(
                 prepare(settings, family, device, dry_run=dry_run, progress=progress, held_before=held_before)
             )
         total = data.total_steps
+        used = needs(settings, family, data.summary, device, device_name=_device_name(device))
+        for line in used.lines() if ranks.is_first() else ():
+            progress.say(line)
         if dry_run:
-            return _run(settings, data.summary, run_dir, total=total, dry_run=True)
+            return _run(settings, data.summary, used, run_dir, total=total, dry_run=True)
         if state is not None and state["data"] != data.fingerprint:
             differs = {"data": (state["data"][:12], data.fingerprint[:12])}
             _consent(differs, "data", accept_changes, where=resume or run_dir, progress=progress)
@@ -185,7 +191,7 @@ def _train(
         if ranks.is_first() and loop.num_images >= _TELLING * settings.batch_size:
             remember_rate(settings, images_per_second=loop.num_images / seconds, device=_device_name(device))
         return _run(
-            loop.s, data.summary, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
+            loop.s, data.summary, used, run_dir, total=total, dry_run=False, loop=loop, seconds=seconds,
             resumed_from=None if state is None else int(state["step"]),
         )  # fmt: skip
 
@@ -200,16 +206,21 @@ def find_run(
     *,
     run_dir: Path | None,
     resume: bool,
+    preset: str | None = None,
     progress: Progress = SILENT,
 ) -> tuple[TrainSettings, Path | None]:
     """The settings a command line means, and the run it wants to go on with (None: a new one).
 
-    A resumed run's own settings come first, then the config, then the flags. Raises UsageError.
+    A new run's settings lie over the preset (None: the one that this machine takes). A resumed run's own settings
+    come first, then the config, then the flags. Raises UsageError.
     """
     if not resume:
         if run_dir is not None:
             raise UsageError(f"{run_dir}: a run folder is named only with --resume")
-        return read_settings(config, flags, say=progress.say), None
+        lay = partial(over_preset, name=preset, say=progress.say)
+        return read_settings(config, flags, say=progress.say, over=lay), None
+    if preset is not None:
+        raise UsageError("a run that is resumed has its settings", where=f"--preset {preset}", mend="leave it out")
     going_on = run_dir or flags.get("out")
     if going_on is None:
         runs = sorted(Path("runs").glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
@@ -290,8 +301,8 @@ class _Loop:
             )
             stack.callback(self.watch.close)
         if s.export_on_save and s.keep_exports and (s.save_every_steps or s.save_every_epochs or s.save_every_minutes):
-            size = self._export_bytes() / 1e6
-            self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:,.0f} MB each (keep_exports)")
+            size = self._export_bytes() / 1e9
+            self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:.1f} GB each (keep_exports)")
         try:
             with ck.full_disk_told(self.run_dir, self._how_to_go_on), self._stoppable():
                 self._go_on(total)
@@ -755,6 +766,7 @@ def _hash(text: str) -> str:
 def _run(
     settings: TrainSettings,
     summary: Summary,
+    used: Needs,
     run_dir: Path,
     *,
     total: int,
@@ -771,6 +783,7 @@ def _run(
         run_dir=run_dir,
         settings=settings,
         summary=summary,
+        needs=used,
         dry_run=dry_run,
         step=loop.step if loop else 0,
         total_steps=total,

@@ -34,11 +34,7 @@ def add_lora(
 
     from edkit.data.random import integer
 
-    found = [
-        layer
-        for layer, module in part.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and f".{layer}".endswith(tuple(f".{end}" for end in targets))
-    ]
+    found = list(_targeted(part, targets))
     if not found:
         raise UsageError(f"lora_targets: the {name} has none of {', '.join(targets)}")
     part.requires_grad_(False)
@@ -47,6 +43,20 @@ def add_lora(
         torch.manual_seed(integer(1 << 62, seed, "lora", name))
         inject_adapter_in_model(config, part)
     return {key: parameter for key, parameter in part.named_parameters() if parameter.requires_grad}
+
+
+def adapter_size(part: nn.Module, *, rank: int, targets: Sequence[str]) -> int:
+    """How many weights the adapters of a part have that `add_lora` would put in."""
+    return sum(rank * (layer.weight[0].numel() + len(layer.weight)) for layer in _targeted(part, targets).values())
+
+
+def _targeted(part: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    ends = tuple(f".{end}" for end in targets)
+    return {
+        name: module
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and f".{name}".endswith(ends)
+    }
 
 
 def export_lora(

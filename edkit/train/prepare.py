@@ -22,7 +22,7 @@ from edkit.data.image import Crop
 from edkit.data.places import state_dir_for
 from edkit.data.plan import Pick, Plan, PlanSettings, Step
 from edkit.data.progress import Progress
-from edkit.data.rates import keep_rate
+from edkit.data.rates import Rate, keep_rate, last_rate
 from edkit.data.sample import Options, Sample, caption_text
 from edkit.train import ranks
 from edkit.train.cache import LatentCache, MaskCache, MaskView, View
@@ -408,6 +408,13 @@ def remember_rate(s: TrainSettings, *, images_per_second: float, device: str) ->
             catalog, images_per_second=images_per_second, family=s.family, method=s.method, resolution=s.resolution,
             device=device,
         )  # fmt: skip
+
+
+def known_rate(s: TrainSettings) -> Rate | None:
+    """How fast the last run on this data with this family and resolution went, where that is known."""
+    assert s.resolution is not None  # resolved
+    with Catalog.open(_first_root(s), state_dir=s.state_dir, write=False, command="train") as catalog:
+        return last_rate(catalog, resolution=s.resolution, family=s.family)
 
 
 def _first_root(s: TrainSettings) -> Path:

@@ -51,10 +51,72 @@ class Preset:
             "optimizer": self.optimizer,
             "weights_precision": self.weights,
             "fused_backward": self.fused,
+            # with several passes a step their gradients would stand, and fusing would free none
+            **({"batch_size": self.images} if self.fused else {}),
         }
 
 
-PRESETS: tuple[Preset, ...] = ()
+_Row = tuple[str, Literal["full", "lora"], int, int, bool, str, Literal["fp32", "bf16"], bool, float, float]
+# GiB (0: the processor), images at once, checkpointing, optimizer, weights, fused; peak and need in GiB
+_TABLE: tuple[_Row, ...] = (
+    ("sd1", "full", 8, 4, True, "adafactor", "bf16", False, 4.7, 5.9),
+    ("sd1", "full", 12, 4, True, "adafactor", "fp32", False, 9.5, 11.1),
+    ("sd1", "full", 16, 4, True, "adafactor", "fp32", False, 9.5, 11.1),
+    ("sd1", "full", 24, 4, False, "adamw", "fp32", False, 20.7, 23.2),
+    ("sd1", "full", 48, 4, False, "adamw", "fp32", False, 20.7, 23.2),
+    ("sd1", "full", 0, 1, True, "adamw", "fp32", False, 14.1, 16.0),
+    ("sd1", "lora", 8, 4, False, "adamw", "bf16", False, 6.0, 7.3),
+    ("sd1", "lora", 12, 4, False, "adamw", "bf16", False, 6.0, 7.3),
+    ("sd1", "lora", 16, 4, False, "adamw", "bf16", False, 6.0, 7.3),
+    ("sd1", "lora", 24, 4, False, "adamw", "bf16", False, 6.0, 7.3),
+    ("sd1", "lora", 48, 4, False, "adamw", "bf16", False, 6.0, 7.3),
+    ("sd1", "lora", 0, 1, True, "adamw", "fp32", False, 4.5, 5.7),
+    ("sd2", "full", 8, 4, True, "adafactor", "bf16", False, 6.1, 7.3),
+    ("sd2", "full", 12, 2, True, "adafactor", "fp32", False, 9.7, 11.3),
+    ("sd2", "full", 16, 4, True, "adafactor", "fp32", False, 10.9, 12.6),
+    ("sd2", "full", 24, 4, True, "adamw", "fp32", False, 16.9, 19.1),
+    ("sd2", "full", 48, 4, False, "adamw", "fp32", False, 28.2, 31.2),
+    ("sd2", "full", 0, 1, True, "adamw", "fp32", False, 15.7, 17.7),
+    ("sd2", "lora", 8, 4, True, "adamw", "bf16", False, 3.6, 4.7),
+    ("sd2", "lora", 12, 4, True, "adamw", "bf16", False, 3.6, 4.7),
+    ("sd2", "lora", 16, 4, False, "adamw", "bf16", False, 11.1, 12.7),
+    ("sd2", "lora", 24, 4, False, "adamw", "bf16", False, 11.1, 12.7),
+    ("sd2", "lora", 48, 4, False, "adamw", "bf16", False, 11.1, 12.7),
+    ("sd2", "lora", 0, 1, True, "adamw", "fp32", False, 5.8, 7.1),
+    ("sdxl", "full", 8, 1, True, "adafactor", "bf16", True, 6.1, 7.3),
+    ("sdxl", "full", 12, 4, True, "adafactor", "bf16", True, 8.6, 10.0),
+    ("sdxl", "full", 16, 4, True, "adafactor", "bf16", False, 13.3, 15.2),
+    ("sdxl", "full", 24, 4, True, "adafactor", "bf16", False, 13.3, 15.2),
+    ("sdxl", "full", 48, 4, True, "adafactor", "fp32", False, 27.7, 30.7),
+    ("sdxl", "full", 0, 1, True, "adamw", "fp32", False, 43.3, 47.5),
+    ("sdxl", "lora", 8, 2, True, "adamw", "bf16", False, 6.5, 7.8),
+    ("sdxl", "lora", 12, 4, True, "adamw", "bf16", False, 7.8, 9.2),
+    ("sdxl", "lora", 16, 4, True, "adamw", "bf16", False, 7.8, 9.2),
+    ("sdxl", "lora", 24, 4, True, "adamw", "bf16", False, 7.8, 9.2),
+    ("sdxl", "lora", 48, 4, False, "adamw", "bf16", False, 34.1, 37.6),
+    ("sdxl", "lora", 0, 1, True, "adamw", "fp32", False, 14.6, 16.6),
+    ("klein", "full", 24, 2, True, "adafactor", "bf16", False, 19.6, 21.9),
+    ("klein", "full", 48, 4, True, "adafactor", "fp32", False, 42.2, 46.4),
+    ("klein", "full", 0, 1, True, "adamw", "fp32", False, 76.4, 83.3),
+    ("klein", "lora", 24, 4, True, "adamw", "bf16", False, 15.1, 17.1),
+    ("klein", "lora", 48, 4, True, "adamw", "bf16", False, 15.1, 17.1),
+    ("klein", "lora", 0, 1, True, "adamw", "fp32", False, 33.2, 36.6),
+)
+_FIELDS = (
+    "family",
+    "method",
+    "gib",
+    "images",
+    "checkpointing",
+    "optimizer",
+    "weights",
+    "fused",
+    "peak_gib",
+    "needed_gib",
+)
+
+PRESETS = tuple(Preset(**dict(zip(_FIELDS, row, strict=True))) for row in _TABLE)  # type: ignore[arg-type]
+"""By family and method, the smallest memory first and the processor last."""
 
 
 def named(name: str) -> Preset:
@@ -86,32 +148,34 @@ def smallest(machine: Machine, family: str, method: str) -> Preset:
 
 
 def over_preset(
-    said: Mapping[str, Any], name: str | None, *, say: Callable[[str], None] = lambda line: None
+    said: Mapping[str, Any], *, name: str | None, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """What was said, over the preset named, or (None) over the one that this machine takes for the model said.
 
     "none" takes none. Small models (nano, tiny ones) need none, and a model that does not load is told later.
     """
+    method = said.get("method", TrainSettings.method)
     if name == "none":
         return dict(said)
-    machine = look()
     if name is not None:
-        chosen, why = named(name), "as asked"
+        chosen, machine, why = named(name), look(), "as asked"
+        if said.get("method", chosen.method) != chosen.method:
+            raise UsageError(f"{name} is for {chosen.method}, and the method is {method}", where="--preset")
     else:
-        family = published_family(str(said.get("model", "")))
-        method = said.get("method", TrainSettings.method)
-        if family not in {preset.family for preset in PRESETS} or method not in METHODS:
+        family = published_family(str(said["model"]))
+        if family is None or not any((p.family, p.method) == (family, method) for p in PRESETS):
             return dict(said)
+        machine = look()
         on = machine.gpus[0].name if machine.gpus else "the processor"
-        found = fitting(machine, str(family), method)
+        found = fitting(machine, family, method)
         if found is None:
-            least = smallest(machine, str(family), method)
+            least = smallest(machine, family, method)
             say(f"no preset fits {on}: the smallest, {least.name}, needs {least.needed_gib:.1f} GiB ({FIGURE})")
             return dict(said)
         chosen, why = found, f"for {on}; --preset NAME takes another, --preset none takes none"
     mine = chosen.settings(bf16=not machine.gpus or machine.gpus[0].bf16)
-    if said.get("optimizer", chosen.optimizer) != chosen.optimizer and chosen.fused:
-        mine |= {"fused_backward": False, "weights_precision": "fp32"}  # only this optimizer can
+    if chosen.optimizer == "adafactor" and said.get("optimizer", "adafactor") != "adafactor":
+        mine |= {"fused_backward": False, "weights_precision": "fp32"}  # only adafactor can
     used = {key: value for key, value in mine.items() if key not in said and value != getattr(TrainSettings, key)}
     text = ", ".join(f"{key} {str(value).lower()}" for key, value in used.items()) or "nothing that was not said"
     say(f"preset {chosen.name} ({why}): {text}; it needs {chosen.needed_gib:.1f} GiB ({FIGURE})")

@@ -193,10 +193,15 @@ def defaults() -> dict[str, Any]:
 
 
 def read_settings(
-    path: Path | None, flags: Mapping[str, Any] | None = None, *, say: Callable[[str], None] = lambda line: None
+    path: Path | None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    over: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda said: said,
 ) -> TrainSettings:
     """Settings from a TOML file, EveryDream's `train.json`, or no file, under the flags given; relative paths in
-    a TOML file are relative to it. `say` is told what of a `train.json` has no place here.
+    a TOML file are relative to it. `say` is told what of a `train.json` has no place here; `over` lays what was
+    said, once it is checked, over settings from elsewhere.
 
     Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of
     range.
@@ -215,7 +220,8 @@ def read_settings(
         if key not in said:
             raise SettingError(key, f"{key} is missing", where=str(path) if path else "train", mend=f"give {option}")
     try:
-        return TrainSettings(**said)
+        TrainSettings(**said)
+        return TrainSettings(**over(said))
     except SettingError as error:
         if path is not None and error.key in lines and error.key not in (flags or {}):
             raise SettingError(error.key, error.what, where=f"{path}:{lines[error.key]}", mend=error.mend) from None
