@@ -1,11 +1,11 @@
 """Kill a training run again and again with SIGKILL and resume it: does it end with the bits of a run left alone?
 
-`python benchmarks/kill_resume.py --kills 100` trains a tiny Stable Diffusion 1 (full fine-tuning of U-Net and text
-encoder, with averaged weights, a learning rate schedule, checkpoints, exports and samples) in forked children. Every
-second child is killed after a random time, the others at a random file operation of theirs, so that many kills fall
-into the writing of checkpoints. After each kill the newest checkpoint is compared with the one that the undisturbed
-run wrote at that step, and the next child resumes; when a run gets to its end, its weights, its export and its
-metrics are compared too. Prints one row a kill, as Markdown.
+`python benchmarks/kill_resume.py --kills 100` trains a Stable Diffusion 1 of 60,000 parameters (full fine-tuning of
+U-Net and text encoder, with averaged weights, a learning rate schedule, checkpoints, exports and samples) in forked
+children. Every second child is killed after a random time, the others at a random file operation of theirs, so that
+many kills fall into the writing of checkpoints. After each kill the newest checkpoint is compared with the one that
+the undisturbed run wrote at that step, and the next child resumes; when a run gets to its end, its weights, its export
+and its metrics are compared too. Prints one row a kill, as Markdown.
 """
 
 from __future__ import annotations
@@ -30,14 +30,27 @@ import torch
 from bench import machine
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from edkit.train import checkpoint as ck
-from edkit.train.initial import init_model
+from edkit.train.initial import make_sd1
 from edkit.train.loop import train
 from edkit.train.settings import SETTINGS_FILE, TrainSettings
 from edkit.train.watch import read_metrics
 
-STEPS = 24
+STEPS = 12
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+VAE = {"block_out_channels": (8, 8, 8), "sample_size": 32, "norm_num_groups": 4, "layers_per_block": 1}
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def main() -> None:
@@ -105,15 +118,19 @@ def kill(folder: Path, args: argparse.Namespace) -> None:
 
 def settings(folder: Path, **changes: Any) -> TrainSettings:
     """A run that uses all that a checkpoint must hold, on twelve pictures and a tiny model."""
-    model = init_model("sd1", size="tiny", out=folder / "model").out
+    model = folder / "model"
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=24)
+    make_sd1(model, unet=UNET, vae=VAE, text=TEXT | {"max_position_embeddings": 24}, tokenizer=tokenizer)
     pictures = folder / "pictures"
     pictures.mkdir()
     for i in range(12):
-        Image.new("RGB", (64, 64), (20 * i, 100, 255 - 20 * i)).save(pictures / f"paint of shade {i}_.png")
+        Image.new("RGB", (40, 40), (20 * i, 100, 255 - 20 * i)).save(pictures / f"paint of shade {i}_.png")
     return TrainSettings(
-        data_root=str(pictures), model=str(model), max_steps=STEPS, batch_size=2, lr=1e-3, resolution=64,
+        data_root=str(pictures), model=str(model), max_steps=STEPS, batch_size=2, lr=1e-3,
         train_text_encoder=True, ema_decay=0.9, lr_schedule="cosine", lr_warmup_steps=3, flip_p=0.5, shuffle_tags=True,
-        save_every_steps=3, keep_exports=2, sample_prompts=("paint",), sample_every_steps=8, sample_steps=1,
+        save_every_steps=2, keep_exports=2, sample_prompts=("paint",), sample_every_steps=6, sample_steps=1,
         tensorboard=False, device="cpu", num_threads=1, **changes,
     )  # fmt: skip
 

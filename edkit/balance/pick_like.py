@@ -59,6 +59,7 @@ class PickedLike:
     num_copied_instead: int  # links that no disk could hold
     notes: tuple[str, ...]
     operation: int | None
+    seed: int
     dry_run: bool
 
 
@@ -82,8 +83,11 @@ def pick_like(
     copied or as hard links, with their sidecars, masks and folder options, their ledger rows (source, licence,
     author), and as one journaled operation. What an earlier run picked counts towards `limit`.
 
-    Raises UsageError, BadInput.
+    A seed of -1 draws one. Raises UsageError, BadInput.
     """
+    from edkit.data.random import draw_seed
+
+    seed = draw_seed() if seed == -1 else seed
     train_dir, pool_dir, out = (Path(os.path.abspath(path)) for path in (train_dir, pool_dir, out))  # noqa: PTH100
     _check(train_dir, pool_dir, out, limit)
     with ExitStack() as stack:
@@ -277,6 +281,7 @@ class _Picking:
             num_copied_instead=self.num_copied_instead,
             notes=tuple(notes),
             operation=operation,
+            seed=self.seed,
             dry_run=dry_run,
             **_compared(self.train.described, pool, chosen),
         )

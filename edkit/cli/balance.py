@@ -140,7 +140,7 @@ def pick_like(
                 [title, "Training", "Pool", "Picked"],
                 [[row.what, f"{row.train:.1%}", f"{row.pool:.1%}", f"{row.picked:.1%}"] for row in rows],
             )
-        ui.done(result, *_pick_lines(result))
+        ui.done(result, *([f"seed {result.seed}"] if seed == -1 else []), *_pick_lines(result))
 
 
 def _pick_lines(result: PickedLike) -> list[str]:

@@ -109,6 +109,10 @@ class Dataset:
         """Where the image stands."""
         return Path(self._folder_paths[self.folder_ids[i]], self._names[i])
 
+    def where(self, i: int) -> str:
+        """`path` as text: a Path costs more than all else where a hundred thousand are named."""
+        return os.path.join(self._folder_paths[self.folder_ids[i]], self._names[i])  # noqa: PTH118
+
     def key(self, i: int) -> str:
         """The image's name in every random draw: its path below the root, in composed Unicode, with "/"."""
         folder = self._folder_keys[self.folder_ids[i]]
@@ -160,9 +164,10 @@ class Dataset:
     def folders(self) -> list[Folder]:
         """The folders that hold images, in order, with count and multiply."""
         counts = np.bincount(self.folder_ids, minlength=len(self._folder_paths))
-        pairs = np.unique(np.stack([self.folder_ids, self.option_ids]), axis=1)
+        num_options = max(1, len(self.option_table))
+        pairs = np.unique(self.folder_ids.astype(np.int64) * num_options + self.option_ids)
         said: dict[int, set[Decimal]] = {}
-        for folder, option in pairs.T.tolist():
+        for folder, option in (divmod(pair, num_options) for pair in pairs.tolist()):
             said.setdefault(folder, set()).add(self.option_table[option].multiply or Decimal(0))
         return [
             Folder(

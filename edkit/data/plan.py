@@ -353,7 +353,7 @@ class Plan:
         return found
 
     def _warning(self, code: str, i: int, what: str, mend: str) -> Problem:
-        return Problem(level="warning", code=code, where=str(self.dataset.path(i)), what=what, mend=mend)
+        return Problem(level="warning", code=code, where=self.dataset.where(i), what=what, mend=mend)
 
     # -- epochs
 

@@ -301,8 +301,8 @@ class _Loop:
             )
             stack.callback(self.watch.close)
         if s.export_on_save and s.keep_exports and (s.save_every_steps or s.save_every_epochs or s.save_every_minutes):
-            size = self._export_bytes() / 1e9
-            self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:.1f} GB each (keep_exports)")
+            size = self._export_bytes() / 1e6
+            self.progress.say(f"exports/ keeps the last {s.keep_exports} models, {size:,.0f} MB each (keep_exports)")
         try:
             with ck.full_disk_told(self.run_dir, self._how_to_go_on), self._stoppable():
                 self._go_on(total)

@@ -68,6 +68,8 @@ def test_the_same_seed_picks_the_same_and_a_larger_limit_only_adds(sets: Path) -
     first = pick(sets, dry_run=True)
     assert first == pick(sets, dry_run=True) and not (sets / "out").exists()
     assert pick(sets, dry_run=True, limit=30).picked[:20] == first.picked
+    drawn = pick(sets, dry_run=True, seed=-1)
+    assert drawn.seed != -1 and pick(sets, dry_run=True, seed=drawn.seed) == drawn
     assert pick(sets).picked == first.picked
     again = pick(sets)
     assert (again.picked, again.num_before, again.operation) == ((), 20, None)
