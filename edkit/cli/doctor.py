@@ -39,7 +39,7 @@ def doctor(as_json: console.Json = False, quiet: console.Quiet = False) -> None:
 def _lines(found: Diagnosis) -> list[str]:
     lines = []
     if found.trains:
-        lines.append(f"memory: {found.trains[0].figure}; --preset takes another, and every setting can be changed")
+        lines.append(f"memory: {found.trains[0].figure}; train --preset takes another")
     for sign, level in (("!", "bad"), ("-", "note")):
         for one in found.findings:
             if one.level == level and one.mend:
