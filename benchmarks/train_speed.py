@@ -221,7 +221,7 @@ def main() -> None:
         tiny = init_model("sd1", size="tiny", out=scratch / "tiny").out
         job = Job(way="", model="nano", side=64, data=str(data), out=str(scratch / "run"), steps=settings.steps)
         compare("nano, 64 px", job, settings.rounds)
-        script = settings.diffusers_script or ""
+        script = str(settings.diffusers_script or "")
         if not script:
             print("Without --diffusers-script, its loop is not measured.\n")
         compare("tiny SD, 128 px", replace(job, model=str(tiny), side=128, script=script), settings.rounds)
