@@ -301,12 +301,11 @@ def _plan_lines(result: Planned) -> list[str]:
     picks = f"{_span(result.picks)} picks in {_span(result.steps)} steps of {result.batch_size} an epoch"
     mixed = f" ({_span(result.mixed_steps)} of them mixed)" if any(result.mixed_steps) else ""
     lines.append(f"{trains}: {picks}{mixed}")
-    epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs:,} epochs"
     if result.rate is not None and result.seconds is not None:
         time = f"about {duration(result.seconds)} at the {result.rate}"
     else:
         time = "how long they take is known once a run at this resolution has been here"
-    lines.append(f"{result.total_steps:,} steps in {epochs}: {time}")
+    lines.append(f"{console.count(result.total_steps, 'step')} in {console.count(result.epochs, 'epoch')}: {time}")
     if result.schedule is not None:
         lines.append(f"every step: {result.schedule}")
     return lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edkit.cli import console
+from edkit.cli.console import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -113,8 +114,8 @@ def check(
             result,
             *lines,
             *(_mends(result.fixed, root, dry_run) if result.fixed is not None else ()),
-            f"{_count(result.num_images, 'image')}: {_count(result.num_errors, 'error')},"
-            f" {_count(result.num_warnings, 'warning')}; {result.num_ready:,} can train",
+            f"{count(result.num_images, 'image')}: {count(result.num_errors, 'error')},"
+            f" {count(result.num_warnings, 'warning')}; {result.num_ready:,} can train",
             *(f"note: {note}" for note in result.notes),
             *([f"page: {result.page} ({console.size(result.page.stat().st_size)})"] if result.page else []),
         )
@@ -174,14 +175,14 @@ def report(
         )
         ui.done(
             result,
-            f"{_count(result.num_images, 'image')} in {_count(result.num_folders, 'folder')},"
+            f"{count(result.num_images, 'image')} in {count(result.num_folders, 'folder')},"
             f" {result.picks:,.6g} picks an epoch",
-            *([f"{_count(result.num_shared, 'image')} of {overlap_with} overlap"] if overlap_with else []),
-            f"{_count(result.num_groups, 'group')} of near-duplicates, {result.num_removed:,} set aside so far",
-            *([f"{_count(result.num_broken, 'image')} can't be read (see: edkit check)"] if result.num_broken else []),
-            *([f"{_count(result.num_cut_captions, 'caption')} cut at the limit"] if result.num_cut_captions else []),
+            *([f"{count(result.num_shared, 'image')} of {overlap_with} overlap"] if overlap_with else []),
+            f"{count(result.num_groups, 'group')} of near-duplicates, {result.num_removed:,} set aside so far",
+            *([f"{count(result.num_broken, 'image')} can't be read (see: edkit check)"] if result.num_broken else []),
+            *([f"{count(result.num_cut_captions, 'caption')} cut at the limit"] if result.num_cut_captions else []),
             *(f"note: {note}" for note in result.notes),
-            f"page: {result.page} ({console.size(result.num_bytes)}, {_count(result.num_thumbnails, 'thumbnail')})",
+            f"page: {result.page} ({console.size(result.num_bytes)}, {count(result.num_thumbnails, 'thumbnail')})",
         )
     if show:
         console.open_page(result.page)
@@ -263,11 +264,11 @@ def dedupe(
         stayed = sum(m.protected for g in result.groups for m in g.members)
         ui.done(
             result,
-            f"{_count(result.num_images, 'image')}, {_count(len(result.groups), 'group')}:"
-            f" {_count(result.num_trashed, 'image')} ({console.size(result.num_bytes)})"
+            f"{count(result.num_images, 'image')}, {count(len(result.groups), 'group')}:"
+            f" {count(result.num_trashed, 'image')} ({console.size(result.num_bytes)})"
             f" {_moved(dry_run, folders[0], result.num_trashed)}",
-            *([f"{_count(stayed, 'duplicate')} stayed: protected"] if stayed else []),
-            *([f"{_count(lost, 'image')} had a sidecar, the kept image has none (--merge-captions)"] if lost else []),
+            *([f"{count(stayed, 'duplicate')} stayed: protected"] if stayed else []),
+            *([f"{count(lost, 'image')} had a sidecar, the kept image has none (--merge-captions)"] if lost else []),
             *_first(
                 f"mirrored: {shown(pair.path, folders[0])} is {shown(pair.mirror_of, folders[0])} mirrored,"
                 f" distance {pair.distance:.0f} (both stay; --mirrored sets one aside)"
@@ -340,10 +341,10 @@ def overlap(
         )
         ui.done(
             result,
-            f"{_count(result.num_train, 'training image')}, {_count(result.num_preservation, 'preservation image')}:"
+            f"{count(result.num_train, 'training image')}, {count(result.num_preservation, 'preservation image')}:"
             f" {len(result.shared):,} of these show{'s' * (len(result.shared) == 1)} what is trained",
             *(
-                [f"{_count(result.num_moved, 'image')} {_moved(dry_run, preservation, result.num_moved)}"]
+                [f"{count(result.num_moved, 'image')} {_moved(dry_run, preservation, result.num_moved)}"]
                 if move and result.shared
                 else []
             ),
@@ -413,11 +414,11 @@ def compress(
         reasons = Counter(why for _, why in result.left)
         ui.done(
             result,
-            f"{_count(result.num_images, 'image')}: {len(result.smaller):,}"
+            f"{count(result.num_images, 'image')}: {len(result.smaller):,}"
             f" {'would be' if dry_run else 'were'} compressed,"
             f" {console.size(result.num_bytes)} into {console.size(result.new_bytes)};"
             f" originals {_moved(dry_run, root, len(result.smaller))}",
-            *([f"{_count(reasons[small], 'image')} left: {small}"] if reasons[small] else []),
+            *([f"{count(reasons[small], 'image')} left: {small}"] if reasons[small] else []),
             *_first(f"left: {path}: {why}" for path, why in result.left if why != small),
             *map(str, result.broken),
         )
@@ -500,13 +501,13 @@ def filter(
         ui.done(
             result,
             *(
-                f"{tally.rule}: {_count(tally.num_fail, 'image')} fail{'s' * (tally.num_fail == 1)}"
+                f"{tally.rule}: {count(tally.num_fail, 'image')} fail{'s' * (tally.num_fail == 1)}"
                 if not tally.rule.startswith("drop ")
-                else f"{tally.rule}: {_count(tally.num_fail, 'image')}"
+                else f"{tally.rule}: {count(tally.num_fail, 'image')}"
                 for tally in result.tallies
             ),
-            *(f"{_count(n, 'image')} can't be judged, {names} not known ({fate})" for names, n in unknown.items()),
-            f"{_count(result.num_images, 'image')}: {result.num_kept:,} kept,"
+            *(f"{count(n, 'image')} can't be judged, {names} not known ({fate})" for names, n in unknown.items()),
+            f"{count(result.num_images, 'image')}: {result.num_kept:,} kept,"
             f" {len(result.dropped):,} {_moved(dry_run, root, len(result.dropped))}",
             *_left(result.broken, result.skipped),
         )
@@ -569,11 +570,11 @@ def frames(
         )
         ui.done(
             result,
-            f"{_count(result.num_videos, 'video')}, {_count(result.num_decoded, 'frame')} decoded:"
-            f" {_count(len(result.frames), 'still')} {'would be taken' if dry_run else f'taken into {out}'}"
+            f"{count(result.num_videos, 'video')}, {count(result.num_decoded, 'frame')} decoded:"
+            f" {count(len(result.frames), 'still')} {'would be taken' if dry_run else f'taken into {out}'}"
             + (f" (undo: edkit undo {out})" if result.operation is not None else ""),
-            *([f"{_count(result.num_duplicates, 'near-duplicate')} left out"] if result.num_duplicates else []),
-            *([f"{_count(result.num_known, 'still')} there already"] if result.num_known else []),
+            *([f"{count(result.num_duplicates, 'near-duplicate')} left out"] if result.num_duplicates else []),
+            *([f"{count(result.num_known, 'still')} there already"] if result.num_known else []),
             *map(str, result.broken),
         )
     if result.broken and not result.frames and not result.num_known:
@@ -631,7 +632,7 @@ def aesthetic_filter(
                 if result.lowest is not None
                 else []
             ),
-            f"{_count(result.num_images, 'image')}: {result.num_kept:,} kept ({result.rule}),"
+            f"{count(result.num_images, 'image')}: {result.num_kept:,} kept ({result.rule}),"
             f" {dropped:,} {_moved(dry_run, root, dropped)}",
             *_left(result.broken, result.skipped),
         )
@@ -661,7 +662,7 @@ def _told(finding: Finding) -> list[str]:
 
 
 def _mends(fixed: Fixed, root: Path, dry_run: bool) -> list[str]:
-    count = _count(len(fixed.mended), "file")
+    count = count(len(fixed.mended), "file")
     undo = f" (undo: edkit undo {root})" if fixed.operation is not None else ""
     left = [f"left: {shown_path}: {why}" for shown_path, why in fixed.left]
     return [f"{count} would be mended" if dry_run else f"{count} mended{undo}", *left]
@@ -694,10 +695,6 @@ def _wrote(page: Path | None) -> list[str]:
 def _show(page: Path | None, open_it: bool) -> None:
     if page is not None and open_it:
         console.open_page(page)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _moved(dry_run: bool, root: Path, number: int) -> str:

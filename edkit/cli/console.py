@@ -185,6 +185,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things, in words: `1 image`, `2,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def number(value: object) -> str:
     """A table cell: integers with thousands separators, floats to three places."""
     if isinstance(value, bool) or not isinstance(value, int | float):
