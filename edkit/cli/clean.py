@@ -662,10 +662,10 @@ def _told(finding: Finding) -> list[str]:
 
 
 def _mends(fixed: Fixed, root: Path, dry_run: bool) -> list[str]:
-    count = count(len(fixed.mended), "file")
+    files = count(len(fixed.mended), "file")
     undo = f" (undo: edkit undo {root})" if fixed.operation is not None else ""
     left = [f"left: {shown_path}: {why}" for shown_path, why in fixed.left]
-    return [f"{count} would be mended" if dry_run else f"{count} mended{undo}", *left]
+    return [f"{files} would be mended" if dry_run else f"{files} mended{undo}", *left]
 
 
 def _some(ui: console.Session, columns: list[str], rows: list[tuple[str, ...]]) -> None:
