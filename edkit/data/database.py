@@ -76,16 +76,27 @@ def close_database(db: sqlite3.Connection, *, write: bool) -> None:
     db.close()
 
 
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
+class transaction:
     """One transaction: committed at the end, rolled back where anything was raised."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+
+    # A class, not a generator: Ctrl-C on the way out of a generator's __enter__ leaves its BEGIN standing, and what
+    # the caller then wants to keep meets "a transaction within a transaction".
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        if self._db.in_transaction:  # Ctrl-C came between BEGIN and the block
+            self._db.execute("ROLLBACK")
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
 
 @contextmanager
