@@ -49,6 +49,7 @@ FactValue = int | float | str | bytes | None
 _T = TypeVar("_T")
 _ASK = 500  # names or ids asked for in one SQL statement
 _NONE = b"\0none"  # a fact that is known to be None, where NULL is one that is not known
+_JSON = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder anew each time
 
 _GATHERED_SCHEMA = """
 CREATE TABLE gathering (
@@ -557,7 +558,7 @@ class Catalog:
         values["time"] = now if row.time is None else row.time
         values["who"] = row.who or self.who
         values["path"] = None if row.path is None else self.places.key(row.path)
-        values["extra"] = None if row.extra is None else json.dumps(dict(row.extra), ensure_ascii=False)
+        values["extra"] = None if row.extra is None else _JSON(dict(row.extra))
         return [_storable(value) for value in values.values()]
 
     def ledger(

@@ -14,12 +14,14 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
+
+from yarl import URL
 
 from edkit.gather.addresses import FilteringResolver, LookUp
 from edkit.gather.candidate import FETCHED
@@ -34,7 +36,7 @@ from edkit.gather.request import (
     Request,
     stage_name,
 )
-from edkit.gather.robots import Robots
+from edkit.gather.robots import Robots, Rules
 from edkit.gather.turns import LONGEST_WAIT, Turns
 from edkit.gather.web import Body, Trail, Web
 
@@ -49,6 +51,7 @@ _SAYS_NOTHING = frozenset({"bad-url", "private-address", "dns", "robots", "robot
 @dataclass(slots=True, eq=False)
 class _Try:
     request: Request
+    host: str
     tries: int = 0
     ended: Fetched | None = None  # how the last try did
 
@@ -151,18 +154,19 @@ class Fetcher:
 
     def _accept(self, requests: list[Request]) -> None:
         for request in requests:
-            self._turns.add(_host(request.url), request.ticket, _Try(request))
+            host = _host(request.url)
+            self._turns.add(host, request.ticket, _Try(request, host))
         self._pump()
 
     def _again(self, one: _Try) -> None:
-        self._turns.add(_host(one.request.url), one.request.ticket, one)
+        self._turns.add(one.host, one.request.ticket, one)
         self._pump()
 
     def _pump(self) -> None:
         """Start what may start, end what is given up, and set the alarm for what must wait."""
         assert self._loop is not None
         while (turn := self._turns.take()) is not None:
-            task = self._loop.create_task(self._work(*turn))
+            task = self._loop.create_task(self._work(turn[1]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         for one, code, reason in self._turns.dropped:
@@ -174,14 +178,15 @@ class Fetcher:
         wait = self._turns.next_wake()
         self._alarm = None if wait is None else self._loop.call_later(wait + 0.001, self._pump)
 
-    async def _work(self, host: str, one: _Try) -> None:
+    async def _work(self, one: _Try) -> None:
         """One try, what it teaches about its host, and what comes next."""
         assert self._loop is not None
+        host = one.host
         one.tries += 1
         started = time.monotonic()
         wait: float | None = None  # seconds until the next try; None: there is none
         try:
-            await self._attempt(host, one)
+            await self._attempt(one)
             self._turns.answered(host)
             result: Fetched | BaseException | None = None  # the pool will tell
         except Failed as failed:
@@ -208,22 +213,21 @@ class Fetcher:
             self._done.put(result)
         self._pump()
 
-    async def _attempt(self, host: str, one: _Try) -> None:
+    async def _attempt(self, one: _Try) -> None:
         """From a request to a body that the pool judges; Failed names why there is none."""
-        assert self._loop is not None
         trail = Trail(url=one.request.url)
-        body = Body(self._staging / f"{stage_name(one.request.url)}.part", self._settings.max_bytes)
+        body = Body(self._staging / f"{stage_name(one.request.url)}.img", self._settings.max_bytes)
 
-        async def may_ask(url: str) -> None:
+        def may_ask(address: URL) -> Awaitable[object] | None:
+            """Raises Failed where robots.txt forbids it; gives something to wait for where it is not known yet."""
             if self._robots is None:
-                return
-            rules = await self._robots.check(url)
-            if _host(url) == host:
-                if rules.crawl_delay:
-                    self._turns.space(host, rules.crawl_delay)
-                else:
-                    self._turns.trust(host)
-                    self._pump()
+                return None
+            host = one.host if trail.url == one.request.url or _host(trail.url) == one.host else ""
+            rules = self._robots.known(address)
+            if rules is None:
+                return self._first_ask(self._robots, address, host)
+            self._obey(rules, host)
+            return None
 
         try:
             encoding, content_type = await self._web.download(trail, body, before=may_ask)
@@ -240,6 +244,18 @@ class Fetcher:
         with self._counting:
             self._num_unjudged += body.num_bytes
         self._pool.submit(self._judge, one, trail, body, encoding, content_type)
+
+    async def _first_ask(self, robots: Robots, address: URL, host: str) -> None:
+        self._obey(await robots.check(address), host)
+
+    def _obey(self, rules: Rules, host: str) -> None:
+        """Ask a host as often as its robots.txt lets us; none ("") where a redirect has left it."""
+        if not host:
+            return
+        if rules.crawl_delay:
+            self._turns.space(host, rules.crawl_delay)
+        elif self._turns.trust(host):
+            self._pump()
 
     def _judge(self, one: _Try, trail: Trail, body: Body, encoding: str, content_type: str) -> None:
         """What becomes of a body; runs in the pool."""
@@ -274,8 +290,7 @@ class Fetcher:
             check_hash=settings.check_hash,
         )
         # whole or not, under this name it counts only once the ledger or a note has its hash
-        staged = body.part.with_suffix(".img")
-        staged.write_bytes(data)
+        body.staged.write_bytes(data)
         return Fetched(
             ticket=request.ticket,
             code=FETCHED,
@@ -287,7 +302,7 @@ class Fetcher:
             height=verdict.header.height,
             suffix=verdict.suffix,
             tries=one.tries,
-            staged=staged,
+            staged=body.staged,
             checksum_matches=verdict.checksum_matches,
             phash_distance=verdict.phash_distance,
         )

@@ -394,14 +394,16 @@ def _seen(kept: Sequence[tuple[LedgerRow, Path, Fetched]]) -> list[tuple[Path, i
 def _flush(files: Sequence[Path], folder: Path) -> None:
     """Wait until the disk has these files and their names."""
 
-    def sync(path: Path) -> None:
-        handle = os.open(path, os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def sync(some: Sequence[Path]) -> None:
+        for path in some:
+            handle = os.open(path, os.O_RDWR)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     # at a time: the disk joins flushes that wait together
-    with ThreadPoolExecutor(min(8, len(files))) as pool:
-        list(pool.map(sync, files))
+    num_threads = min(8, len(files))
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(sync, [files[start::num_threads] for start in range(num_threads)]))
     sync_folder(folder)

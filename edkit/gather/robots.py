@@ -96,28 +96,32 @@ class Robots:
         self._num_bytes = 0
         self._asked: dict[str, asyncio.Task[Rules]] = {}
 
-    async def rules(self, url: str) -> Rules:
-        """The rules of a URL's site; Failed (`robots-unreachable`, or why there is no site) where it gives none."""
-        site = origin(url)
-        known = self._known.get(site)
-        if known is not None and known[0] > time.monotonic():
-            self._known.move_to_end(site)
-            if isinstance(known[1], Failed):
-                raise Failed(known[1].code, known[1].reason)
-            return known[1]
+    def known(self, address: URL) -> Rules | None:
+        """The rules of a URL's site as far as they are known: None where it has yet to be asked.
+
+        Failed where they forbid the URL (`robots`) or the site would not tell them (`robots-unreachable`).
+        """
+        site = origin(address)
+        until, rules = self._known.get(site, (0.0, NO_RULES))
+        if until <= time.monotonic():
+            return None
+        self._known.move_to_end(site)
+        if isinstance(rules, Failed):
+            raise Failed(rules.code, rules.reason)
+        return _allowing(rules, address)
+
+    async def check(self, address: URL) -> Rules:
+        """As `known`, once the site has been asked; also Failed where there is no site to ask."""
+        rules = self.known(address)
+        if rules is not None:
+            return rules
+        site = origin(address)
         task = self._asked.get(site)
         if task is None:
             task = self._asked[site] = asyncio.create_task(self._ask(site))
             task.add_done_callback(lambda done: self._answered(site, done))
         # whoever asked first may be cut off; the others still wait
-        return await asyncio.shield(task)
-
-    async def check(self, url: str) -> Rules:
-        """The rules of a URL's site, which allow it; Failed (`robots`) where they don't."""
-        found = await self.rules(url)
-        if not found.allows(url):
-            raise Failed("robots", f"{origin(url)}/robots.txt")
-        return found
+        return _allowing(await asyncio.shield(task), address)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -174,9 +178,15 @@ def _weight(site: str, found: Rules | Failed) -> int:
     return 500 + len(site) + (found.num_bytes if isinstance(found, Rules) else 0)
 
 
-def origin(url: str) -> str:
+def origin(address: URL) -> str:
     """Scheme, host and port of a URL: `https://example.org`, `http://example.org:8080`."""
-    return str(URL(url).origin())
+    return f"{address.scheme}://{address.host_port_subcomponent}"
+
+
+def _allowing(rules: Rules, address: URL) -> Rules:
+    if not rules.allows(str(address)):
+        raise Failed("robots", f"{origin(address)}/robots.txt")
+    return rules
 
 
 # ---- what an answer's header says

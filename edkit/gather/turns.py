@@ -123,14 +123,20 @@ class Turns(Generic[T]):
 
     # ---- what is learnt about a host; all of these before `free`
 
-    def trust(self, name: str) -> None:
-        """The host gave its robots.txt: it gets as many at a time as others do, unless it fails at the moment."""
+    def trust(self, name: str) -> bool:
+        """The host gave its robots.txt: it gets as many at a time as others do, unless it fails at the moment.
+
+        Whether that makes room for more.
+        """
         host = self._hosts.get(name)
-        if host is not None:
-            host.has_answered = True
-        if host is not None and not host.rested_at and host.limit != self._per_host:
-            host.limit = self._per_host
-            self._offer(name, host)
+        if host is None:
+            return False
+        host.has_answered = True
+        if host.rested_at or host.limit == self._per_host:
+            return False
+        host.limit = self._per_host
+        self._offer(name, host)
+        return True
 
     def pause(self, name: str, seconds: float) -> None:
         """The host asked to be left alone for so long."""

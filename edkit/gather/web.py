@@ -6,8 +6,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -47,8 +46,9 @@ class Trail:
 class Body:
     """A body as it arrives: in memory at first, a large one in a file; never over the limit."""
 
-    def __init__(self, part: Path, max_bytes: int) -> None:
-        self.part, self._max_bytes = part, max_bytes
+    def __init__(self, staged: Path, max_bytes: int) -> None:
+        """`staged` is where a good image will lie; the file of a large body stands beside it as `.part`."""
+        self.staged, self._max_bytes = staged, max_bytes
         self.num_bytes = 0
         self._chunks: list[bytes] = []
         self._file: Any = None
@@ -63,12 +63,12 @@ class Body:
             return
         try:
             if self._file is None:
-                self._file = self.part.open("wb")
+                self._file = self._part.open("wb")
                 self._file.writelines(self._chunks)
                 self._chunks.clear()
             self._file.write(chunk)
         except OSError as error:
-            error.filename = str(self.part)  # a full disk must not look like a fault of the network
+            error.filename = str(self._part)  # a full disk must not look like a fault of the network
             raise
 
     def bytes(self) -> bytes:
@@ -76,18 +76,23 @@ class Body:
         if self._file is None:
             return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._file.close()
-        return self.part.read_bytes()
+        return self._part.read_bytes()
 
     def drop(self) -> None:
         """Forget it, and its file if it still bears the temporary name."""
         self._chunks = []
         if self._file is not None:
             self._file.close()
-            self.part.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
+
+    @property
+    def _part(self) -> Path:
+        return self.staged.with_suffix(".part")
 
 
-Before = Callable[[str], Awaitable[object]]
-"""Asked before every request with its URL, redirects' too; raises Failed where it must not be made."""
+Before = Callable[[URL], Awaitable[object] | None]
+"""Asked before every request with its URL, redirects' too, and waited for where it gives something to wait for;
+raises Failed where the request must not be made."""
 
 
 class Web:
@@ -130,7 +135,10 @@ class Web:
         """
         settings = self._settings
         try:
-            async with self._limited(before) as ask, self._final(trail, _MAX_HOPS, ask) as response:
+            async with (
+                asyncio.timeout(settings.timeout) as clock,
+                await self._final(trail, _MAX_HOPS, clock, before) as response,
+            ):
                 if response.status in (204, 205):
                     raise Failed("empty")
                 if response.status not in (200, 203):
@@ -162,7 +170,10 @@ class Web:
         """The status and the first bytes of a text; Failed where there is no answer."""
         trail, found = Trail(url=url), bytearray()
         try:
-            async with self._limited(None) as ask, self._final(trail, max_redirects, ask) as response:
+            async with (
+                asyncio.timeout(self._settings.timeout) as clock,
+                await self._final(trail, max_redirects, clock, None) as response,
+            ):
                 if 200 <= response.status < 300:
                     async for chunk in response.content.iter_any():
                         found += chunk
@@ -175,40 +186,32 @@ class Web:
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise _named(error, self._settings) from error
 
-    @asynccontextmanager
-    async def _limited(self, before: Before | None) -> AsyncIterator[Before]:
-        """The time limit of one try, which stands still while `before` is asked."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._settings.timeout) as clock:
-
-            async def ask(url: str) -> None:
-                if before is not None:
-                    left = (clock.when() or 0.0) - loop.time()
-                    clock.reschedule(None)
-                    await before(url)
-                    clock.reschedule(loop.time() + left)
-
-            yield ask
-
-    @asynccontextmanager
-    async def _final(self, trail: Trail, max_hops: int, ask: Before) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer at the end of the redirects."""
+    async def _final(
+        self, trail: Trail, max_hops: int, clock: asyncio.Timeout, before: Before | None
+    ) -> aiohttp.ClientResponse:
+        """The answer at the end of the redirects, to be left as a context; `clock` stands still for `before`."""
         visited: set[str] = set()
         while True:
             address = checked(trail.url, allow_private=self._settings.allow_private)
             if trail.url in visited or len(visited) > max_hops:
                 raise Failed("redirects", "in a circle" if trail.url in visited else f"over {max_hops} times")
             visited.add(trail.url)
-            await ask(str(address))
-            async with self._session.get(address, allow_redirects=False) as response:
-                trail.status = response.status
-                if response.status not in _REDIRECTS:
-                    yield response
-                    return
+            asked = before(address) if before is not None else None
+            if asked is not None:
+                loop = asyncio.get_running_loop()
+                left = (clock.when() or 0.0) - loop.time()
+                clock.reschedule(None)
+                await asked
+                clock.reschedule(loop.time() + left)
+            response = await self._session.get(address, allow_redirects=False)
+            trail.status = response.status
+            if response.status not in _REDIRECTS:
+                return response
+            async with response:
                 target = response.headers.get("Location", "").strip()
-                if not target:
-                    raise Failed("redirects", "to nowhere")
-                trail.url = urljoin(trail.url, target)
+            if not target:
+                raise Failed("redirects", "to nowhere")
+            trail.url = urljoin(trail.url, target)
 
 
 def checked(url: str, *, allow_private: bool) -> URL:

@@ -41,8 +41,9 @@ def test_a_wary_host_gets_one_until_it_is_trusted() -> None:
     for ticket in range(4):
         some.add("a", ticket, ticket)
     assert taken(some) == [0]
-    some.trust("a")
+    assert some.trust("a")
     assert taken(some) == [1]
+    assert not some.trust("a")  # there is nothing new to take
 
 
 def test_a_pause_delays_its_own_host_only_and_a_long_one_is_left_to_the_next_run() -> None:
