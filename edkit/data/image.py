@@ -14,14 +14,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from edkit.data.errors import BadInput
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageCms
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"}
@@ -504,14 +504,21 @@ def _srgb(im: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return im
-        mode = "RGBA" if im.mode == "RGBA" else "RGB"
-        out = ImageCms.profileToProfile(im, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        transform = _to_srgb(profile, im.mode, "RGBA" if im.mode == "RGBA" else "RGB")
+        return im if transform is None else ImageCms.applyTransform(im, transform) or im
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return im  # a damaged profile, or one for another kind of pixels: viewers ignore it too
-    return im if out is None else out
+
+
+@lru_cache(maxsize=16)  # photos of one camera share a profile, and a transform costs more than using it
+def _to_srgb(profile: bytes, mode: str, wanted: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile's colours to sRGB's; None where they are sRGB's already."""
+    from PIL import ImageCms
+
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "sRGB" in ImageCms.getProfileDescription(source):
+        return None
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, wanted)
 
 
 def _eight_bit(im: Image.Image) -> Image.Image:

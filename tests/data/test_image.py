@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_a_colour_profile_is_baked_in() -> None:
     out = open_image(encoded(grey, "PNG", icc_profile=linear)).getpixel((0, 0))
     # 120/255 in linear light is 0.47, which sRGB writes as 0.71 * 255
     assert out == pytest.approx((182, 182, 182), abs=2)
+
+
+def test_photos_with_one_profile_come_out_the_same_in_every_thread() -> None:
+    linear = _with_linear_curves(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    photos = [encoded(scene(160 + n, 120), "PNG", icc_profile=linear) for n in range(8)]
+    alone = [open_image(photo).tobytes() for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        assert [im.tobytes() for im in pool.map(open_image, photos * 8)] == alone * 8
+    assert alone[0] != open_image(encoded(scene(160, 120), "PNG")).tobytes()
 
 
 def _with_linear_curves(profile: bytes) -> bytes:
