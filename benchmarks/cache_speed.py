@@ -3,9 +3,9 @@
     python benchmarks/cache_speed.py [--photos DIR] [--images 320] [--rounds 3]
 
 Encoders, with random weights: Stable Diffusion 1's own of 34 million parameters at 128 pixels, on few images; that of a
-small Stable Diffusion 1 at 128 and 256 pixels; and nano's at 64. Both sides run in one process, in turns, on all cores: *bare* encodes batches of pixels that lie ready in memory; *edkit* reads every
-file, checks its hash, decodes, scales and cuts it, encodes, and keeps the latents in its database. CPU time is of all
-threads.
+small Stable Diffusion 1 at 128 and 256 pixels; and nano's at 64. Both sides run in one process, in turns, on all cores:
+*bare* encodes batches of pixels that lie ready in memory; *edkit* reads every file, checks its hash, decodes, scales
+and cuts it, encodes, and keeps the latents in its database. CPU time is of all threads.
 """
 
 from __future__ import annotations
