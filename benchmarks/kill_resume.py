@@ -34,7 +34,7 @@ from transformers import CLIPTokenizer
 
 from edkit.train import checkpoint as ck
 from edkit.train.initial import make_sd1
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import SETTINGS_FILE, TrainSettings
 from edkit.train.watch import read_metrics
 

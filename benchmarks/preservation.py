@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(out: Path, arm: Arm, seed: int, turn: int) -> None:
     """Train and judge one arm, unless it is done."""
     from edkit.nano import model_dir
-    from edkit.train.loop import train
+    from edkit.train.run import train
     from edkit.train.settings import TrainSettings
 
     name = f"{arm.name}-seed{seed}-round{turn}"

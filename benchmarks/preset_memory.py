@@ -181,8 +181,8 @@ def measure(name: str, device_name: str, steps: int, *, tiny: bool) -> None:
     """Train some steps of a preset on random weights, in no more memory than it is for; print both figures."""
     from edkit.train.families import load_family
     from edkit.train.initial import init_model
-    from edkit.train.loop import train
     from edkit.train.presets import named
+    from edkit.train.run import train
 
     preset = named(name)
     device = torch.device(device_name)

@@ -133,7 +133,7 @@ class Watching:
 
 def edkit(job: Job) -> float:
     """Returns when its first task began, which reads the folder."""
-    from edkit.train.loop import train
+    from edkit.train.run import train
     from edkit.train.settings import TrainSettings
 
     watching = Watching()

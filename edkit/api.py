@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from edkit.train.convert import convert as convert
     from edkit.train.generate import generate as generate
     from edkit.train.initial import init_model as init_model
-    from edkit.train.loop import train as train
+    from edkit.train.run import train as train
     from edkit.train.verify import verify as verify
 
 _WHERE = {
@@ -84,7 +84,7 @@ _WHERE = {
     "plan": "edkit.balance.plan",
     "evaluate": "edkit.prove.evaluate",
     "choose": "edkit.prove.choose",
-    "train": "edkit.train.loop",
+    "train": "edkit.train.run",
     "generate": "edkit.train.generate",
     "convert": "edkit.train.convert",
     "init_model": "edkit.train.initial",

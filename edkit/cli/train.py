@@ -12,7 +12,7 @@ from edkit.cli import console
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edkit.train.loop import Run
+    from edkit.train.run import Run
     from edkit.train.verify import Verified
 
 app = typer.Typer()
@@ -122,9 +122,9 @@ def train(
     state_dir: console.StateDir = None,
 ) -> None:
     """Fine-tune a model on a data root, whole or as LoRA adapters, with exact resume."""
-    from edkit.train.loop import find_run
-    from edkit.train.loop import train as verb
     from edkit.train.ranks import is_first
+    from edkit.train.run import find_run
+    from edkit.train.run import train as verb
     from edkit.train.settings import flag_settings
 
     flags = flag_settings(

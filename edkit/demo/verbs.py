@@ -173,7 +173,7 @@ def _training(place: Place) -> TrainSettings:
 def train(place: Place, progress: Progress) -> dict[str, Any]:
     """Teach the small model; an interrupted run goes on from its checkpoint."""
     from edkit.train.checkpoint import checkpoints
-    from edkit.train.loop import train
+    from edkit.train.run import train
 
     # an interrupted run goes on from its last checkpoint; one that has none yet begins anew
     if checkpoints(place.run):

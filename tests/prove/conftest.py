@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(data: Path, out: Path, **changes: Any) -> Path:
     """The folder of a quick run on the subject."""
-    from edkit.train.loop import train
+    from edkit.train.run import train
     from edkit.train.settings import TrainSettings
 
     quick: dict[str, Any] = {

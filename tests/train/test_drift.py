@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edkit.data.errors import BadInput
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.watch import read_measured
 

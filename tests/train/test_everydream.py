@@ -11,7 +11,7 @@ import pytest
 
 from edkit.data.errors import BadInput
 from edkit.train.everydream import KEYS, VALIDATION_KEYS
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings, read_settings
 
 # as it ships with EveryDream 2, with other paths

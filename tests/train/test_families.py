@@ -16,7 +16,7 @@ from edkit.data.errors import BadInput
 from edkit.train.families import load_family
 from edkit.train.generate import Request, draw, generate
 from edkit.train.initial import init_model
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 
 Settings = Callable[..., TrainSettings]

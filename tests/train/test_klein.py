@@ -22,8 +22,8 @@ from edkit.train.families.base import Family
 from edkit.train.families.klein import Klein
 from edkit.train.generate import Request, draw, generate
 from edkit.train.initial import init_model
-from edkit.train.loop import train
 from edkit.train.lora import PEFT_FILE, UI_FILE, merge_lora
+from edkit.train.run import train
 from edkit.train.settings import SettingError, TrainSettings
 
 Settings = Callable[..., TrainSettings]

@@ -18,8 +18,8 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.train import checkpoint as ck
 from edkit.train.families import load_family
 from edkit.train.generate import generate, parse_lora
-from edkit.train.loop import Run, train
 from edkit.train.lora import PEFT_FILE, UI_FILE, add_lora, merge_lora
+from edkit.train.run import Run, train
 from edkit.train.settings import TrainSettings
 
 Settings = Callable[..., TrainSettings]

@@ -13,8 +13,8 @@ from edkit.data.errors import UsageError
 from edkit.measure.machine import Gpu, Machine
 from edkit.train import presets
 from edkit.train.families.registry import REGISTRY
-from edkit.train.loop import find_run
 from edkit.train.presets import METHODS, PRESETS, fitting, named, over_preset, published_family, smallest
+from edkit.train.run import find_run
 from edkit.train.settings import TrainSettings
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from edkit.data.errors import BadInput
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.watch import read_metrics
 

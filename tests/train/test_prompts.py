@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from edkit.data.errors import BadInput
-from edkit.train.loop import train
 from edkit.train.prompts import Prompts, SamplePrompt, SampleSheet, read_sheet
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 
 DEFAULTS = SampleSheet(prompts=(SamplePrompt(prompt=None, negative="blurry"),), guidance=(5.0,), steps=9)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from edkit.data.image import Crop
 from edkit.data.plan import MicroBatch, Pick
 from edkit.train import checkpoint as ck
-from edkit.train.loop import train
 from edkit.train.ranks import share
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.trainer import Trainer
 from edkit.train.watch import read_metrics

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from edkit.train import checkpoint as ck
 from edkit.train.export import export_folder
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import SETTINGS_FILE, TrainSettings
 from edkit.train.watch import read_metrics
 

@@ -20,7 +20,7 @@ from edkit.train import checkpoint as ck
 from edkit.train import export, loop
 from edkit.train.cache import LatentCache
 from edkit.train.families.unet import UNetModel
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import SETTINGS_FILE, TrainSettings, read_settings, to_toml
 from edkit.train.trainer import Trainer
 from edkit.train.watch import read_metrics

@@ -14,7 +14,7 @@ from torch import nn
 
 from edkit.data.errors import BadInput, UsageError
 from edkit.train import checkpoint as ck
-from edkit.train.loop import Run, train
+from edkit.train.run import Run, train
 from edkit.train.settings import TrainSettings, resolve
 from edkit.train.trainer import _compile
 from edkit.train.watch import read_metrics

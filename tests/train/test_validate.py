@@ -21,8 +21,8 @@ from edkit.train import checkpoint as ck
 from edkit.train.cache import LatentCache, View
 from edkit.train.families import load_family
 from edkit.train.families.base import Family
-from edkit.train.loop import train
 from edkit.train.record import DATASET_FILE, read_record
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.validate import FixedSample, fixed_sample, stable_losses
 from edkit.train.watch import LEDGER, read_measured

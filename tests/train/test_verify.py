@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edkit.data.errors import BadInput
-from edkit.train.loop import train
 from edkit.train.record import DATASET_FILE
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.verify import Change, Verified, metadata, verify
 

@@ -12,7 +12,7 @@ import pytest
 
 from edkit.data.errors import UsageError
 from edkit.train import checkpoint as ck
-from edkit.train.loop import train
+from edkit.train.run import train
 from edkit.train.settings import TrainSettings
 from edkit.train.watch import LEDGER, METRICS, Folders, Watch, means, quarter, read_measured, read_metrics
 

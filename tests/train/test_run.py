@@ -22,7 +22,7 @@ from edkit.data.errors import BadInput, StateError, UsageError
 from edkit.data.rates import last_rate
 from edkit.train import checkpoint as ck
 from edkit.train.families import load_family
-from edkit.train.loop import find_run, train
+from edkit.train.run import find_run, train
 from edkit.train.settings import TrainSettings, read_settings, to_toml
 from edkit.train.watch import read_metrics
 
