@@ -46,13 +46,16 @@ class Known:
     names: list[str] = field(default_factory=list)  # of images
     stats: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # size, mtime_ns
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))  # upright width, height
-    sidecars: dict[str, tuple[int, int, Any]] = field(default_factory=dict)  # name -> size, mtime_ns, what it says
+    said: dict[str, Any] = field(default_factory=dict)  # by each sidecar, by name: a text, or a YAML's JSON
+    said_stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # size, mtime_ns of each of these
 
     def sizes_for(self, listing: Listing) -> NDArray[np.int32]:
         """(n, 2): width and height of the listing's images; 0 where they are not known as they are now."""
         now = stats_of(listing)
         if self.names == listing.images:
             same = (self.stats == now).all(axis=1)
+            if same.all():
+                return self.sizes
             return np.where(same[:, None], self.sizes, 0).astype(np.int32)
         row = {name: i for i, name in enumerate(self.names)}
         at = np.asarray([row.get(name, -1) for name in listing.images], np.int64)
@@ -62,10 +65,12 @@ class Known:
         found[there] = self.sizes[at[there]]
         return found
 
-    def said_by(self, name: str, listing: Listing) -> Any:
-        """What a sidecar says (a text, or a YAML's JSON); None where it is not known as it is now."""
-        kept = self.sidecars.get(name)
-        return kept[2] if kept is not None and tuple(kept[:2]) == listing.sidecar_stats.get(name) else None
+    def said_in(self, listing: Listing) -> dict[str, Any]:
+        """What the listing's sidecars say, by name, of those that are known as they are now."""
+        now = listing.sidecar_stats
+        if self.said_stats == now:
+            return dict(self.said)
+        return {name: said for name, said in self.said.items() if self.said_stats[name] == now.get(name)}
 
 
 def stats_of(listing: Listing) -> NDArray[np.int64]:
@@ -88,13 +93,13 @@ def keep(cache: Cache, folders: Iterable[tuple[Listing, NDArray[np.int32], Mappi
         stats = stats_of(listing)
         # a file that has just been written may change again within one tick of its clock
         sure = (sizes[:, 0] > 0) & (np.abs(now - stats[:, 1]) > SETTLED_NS)
-        sidecars = {
-            name: (*stat, said[name])
+        said_stats = {
+            name: stat
             for name, stat in listing.sidecar_stats.items()
             if name in said and abs(now - stat[1]) > SETTLED_NS
         }
         names = [name for name, one in zip(listing.images, sure.tolist(), strict=True) if one]
-        found = Known(names, stats[sure], sizes[sure], sidecars)
+        found = Known(names, stats[sure], sizes[sure], {name: said[name] for name in said_stats}, said_stats)
         if not _same(found, before):
             fresh[Path(listing.path)] = _packed(found)
     if fresh:
@@ -106,13 +111,14 @@ def _same(one: Known, other: Known) -> bool:
         one.names == other.names
         and np.array_equal(one.stats, other.stats)
         and np.array_equal(one.sizes, other.sizes)
-        and {n: tuple(v) for n, v in one.sidecars.items()} == {n: tuple(v) for n, v in other.sidecars.items()}
+        and one.said == other.said
+        and one.said_stats == other.said_stats
     )
 
 
 def _packed(known: Known) -> bytes:
     names = "\0".join(known.names).encode("utf-8", "surrogatepass")
-    sidecars = json.dumps(known.sidecars).encode()
+    sidecars = json.dumps({name: (*known.said_stats[name], said) for name, said in known.said.items()}).encode()
     arrays = known.stats.astype("<i8").tobytes() + known.sizes.astype("<i4").tobytes()
     return _HEAD.pack(len(known.names), len(names), len(sidecars)) + names + sidecars + arrays
 
@@ -122,9 +128,11 @@ def _unpacked(value: bytes) -> Known:
     sidecars_at = _HEAD.size + num_names
     stats_at = sidecars_at + num_sidecars
     names = value[_HEAD.size : sidecars_at].decode("utf-8", "surrogatepass")
+    sidecars: dict[str, tuple[int, int, Any]] = json.loads(value[sidecars_at:stats_at])
     return Known(
         names.split("\0") if num else [],
         np.frombuffer(value, "<i8", 2 * num, stats_at).reshape(num, 2),
         np.frombuffer(value, "<i4", 2 * num, stats_at + 16 * num).reshape(num, 2),
-        json.loads(value[sidecars_at:stats_at]),
+        {name: said for name, (_, _, said) in sidecars.items()},
+        {name: (size, mtime_ns) for name, (size, mtime_ns, _) in sidecars.items()},
     )

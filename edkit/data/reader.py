@@ -30,7 +30,6 @@ from edkit.data.options import (
     SIDECAR_SUFFIXES,
     Said,
     Words,
-    caption_words,
     decode,
     one_line_text,
     read_option_file,
@@ -101,10 +100,9 @@ class Reader:
         self.blocked: dict[int, Problem] = {}
         self.skipped: list[Skipped] = []
         self._globals: dict[str, tuple[Said, str] | None] = {}
-        self._texts: dict[str, str] = {}  # caption files' texts, on one line
-        self._yamls: dict[str, Said] = {}
+        self._known_said: dict[str, dict[str, Any]] = {}  # folder -> sidecar's name -> a text on one line, or JSON
         self._stale: set[str] = set()  # folders of which something new was found out
-        self._captions_of: dict[str, str] = {}  # a name up to its first "_" -> the caption it gives
+        self._captions_of: dict[str, int] = {}  # a name up to its first "_" -> the caption it gives
         self._may_repeat = False
 
     # -- directories
@@ -139,8 +137,7 @@ class Reader:
                     "move it beside the images, or use global.yaml",
                 )
         self._size_part([listing for listing in listings if listing.images], known, first)
-        self._texts.clear()
-        self._yamls.clear()
+        self._known_said.clear()
 
     def _size_part(self, listings: Sequence[Listing], known: Mapping[str, Known], first: int) -> None:
         """The sizes of some folders' images, whose rows begin at `first`, and what is to be known next time."""
@@ -158,15 +155,20 @@ class Reader:
             paths = [os.path.join(one.path, name) for one in listings for name in one.images]
             stats: list[Any] = [pair for one in listings for pair in stats_of(one).tolist()]
             self._probe(found, first, paths, stats)
-        self.columns.widths.extend(found[:, 0].tolist())
-        self.columns.heights.extend(found[:, 1].tolist())
+        self.columns.widths.frombytes(found[:, 0].tobytes())
+        self.columns.heights.frombytes(found[:, 1].tobytes())
         if self.cache is None:
             return
         ends = np.cumsum([len(one.images) for one in listings]).tolist()
         keep(
             self.cache,
             (
-                (one, found[end - len(one.images) : end], self._said_in(one), known.get(one.path, nothing))
+                (
+                    one,
+                    found[end - len(one.images) : end],
+                    self._known_said.get(one.path, {}),
+                    known.get(one.path, nothing),
+                )
                 for one, end in zip(listings, ends, strict=True)
                 if one.path in self._stale
             ),
@@ -211,60 +213,65 @@ class Reader:
             fresh = {path: size for path, size in fresh.items() if path in by_path}
             self.cache.put_cached_many("header/1", fresh, stats=by_path)
 
-    def _said_in(self, listing: Listing) -> dict[str, Any]:
-        """What is known of the folder's sidecars, by name."""
-        found: dict[str, Any] = {}
-        for name in listing.sidecar_stats:
-            path = os.path.join(listing.path, name)
-            if path in self._texts:
-                found[name] = self._texts[path]
-            elif path in self._yamls:
-                found[name] = _said_to_json(self._yamls[path])
-        return found
-
     def _folder(self, listing: Listing, key: str, chain: list[tuple[Said, str]]) -> None:
         """One folder's images into the columns."""
         word = self._folder_word(listing, chain)
-        folder = self._new_folder(listing.path, key)
-        columns, sidecars, masks = self.columns, listing.sidecars, listing.masks
-        base_option = _intern(columns.option_table, word.options)
-        by_name = _intern(columns.source_table, (BY_NAME,))
+        columns, sidecars, first, num = self.columns, listing.sidecars, len(self.columns.names), len(listing.images)
+        columns.folders.extend([self._new_folder(listing.path, key)] * num)
+        # most images of a large set come this way: a caption that was met before, from the name; the folder's options
+        captions = [self._captions_of.get(stem.partition("_")[0], -1) for stem in listing.stems]
+        columns.captions.extend(captions)
+        columns.options.extend([_intern(columns.option_table, word.options)] * num)
+        columns.sources.extend([_intern(columns.source_table, (BY_NAME,))] * num)
         lost: list[str] = []
-        table, of_name = columns.caption_table, self._captions_of
-        for row, (name, stem) in enumerate(zip(listing.images, listing.stems, strict=True), len(columns.names)):
-            beside = sidecars.get(stem) if sidecars else None
-            if word.words or (beside and not self._by_text(listing, beside, base_option, row)):
-                self._image(listing, name, stem, beside or {}, word, lost, row)
-            elif not beside:
-                # most images of a large set come this way: a caption from the name, the folder's options
-                text, from_name = of_name.get(stem.partition("_")[0]), True
-                if text is None:
-                    text, from_name = self._named(stem, listing.path, name, row)
-                columns.captions.append(table.setdefault(text, len(table)))
-                columns.options.append(base_option)
-                columns.sources.append(by_name if from_name else _intern(columns.source_table, (BY_FALLBACK,)))
-            if masks and stem in masks:
-                columns.masks[row] = masks[stem]
+        for i, (stem, caption) in enumerate(zip(listing.stems, captions, strict=True)):
+            if word.words or stem in sidecars:
+                self._by_sources(listing, i, first + i, word, lost)
+            elif caption < 0:
+                self._by_name(listing, i, first + i)
         columns.names += listing.images
-        columns.folders.extend([folder] * len(listing.images))
+        if listing.masks:
+            columns.masks.update(
+                (row, listing.masks[stem]) for row, stem in enumerate(listing.stems, first) if stem in listing.masks
+            )
         if word.error is not None:
-            for row in range(len(columns.names) - len(listing.images), len(columns.names)):
+            for row in range(first, first + num):
                 self.blocked.setdefault(row, word.error)
         self._warn_lost(listing.path, lost)
-        self._warn_of_prose(listing.path, len(columns.names) - len(listing.images))
+        self._warn_of_prose(listing.path, first)
         if word.options.multiply == 0 and word.error is None:
-            self._warn("multiply-zero", listing.path, f"multiply is 0: its {len(listing.images)} images are left out")
+            self._warn("multiply-zero", listing.path, f"multiply is 0: its {num} images are left out")
 
-    def _by_text(self, listing: Listing, beside: dict[str, str], option: int, row: int) -> bool:
-        """Whether one text beside an image is all that is said of it; then that is its caption."""
-        (suffix, name), *more = beside.items()
-        if more or suffix not in (".txt", ".caption"):
-            return False
-        columns, text = self.columns, self._text(os.path.join(listing.path, name), row)
-        columns.captions.append(_intern(columns.caption_table, text))
-        columns.options.append(option)
-        columns.sources.append(_intern(columns.source_table, (name[name.rfind(".") :],)))
-        return True
+    def _by_name(self, listing: Listing, i: int, row: int) -> None:
+        """The caption of an image that its name alone captions."""
+        columns, head = self.columns, listing.stems[i].partition("_")[0]
+        caption = self._captions_of.get(head)  # an image before it may have the same
+        if caption is None and begins_with_words(head):
+            caption = _intern(columns.caption_table, caption_of_stem(head))
+            if len(self._captions_of) >= 1 << 16:
+                self._captions_of.clear()
+            self._captions_of[head] = caption
+        elif caption is None:
+            text, from_name = self._named(listing.stems[i], listing.path, listing.images[i], row)
+            caption = _intern(columns.caption_table, text)
+            if not from_name:
+                columns.sources[row] = _intern(columns.source_table, (BY_FALLBACK,))
+        columns.captions[row] = caption
+
+    def _by_sources(self, listing: Listing, i: int, row: int, word: _FolderWord, lost: list[str]) -> None:
+        """Caption and options of an image of which more is said than its name."""
+        columns = self.columns
+        beside = listing.sidecars.get(listing.stems[i], {})
+        if len(beside) == 1 and not word.words:
+            # one text beside it is all: then that is its caption
+            ((suffix, name),) = beside.items()
+            if suffix in (".txt", ".caption"):
+                columns.captions[row] = _intern(columns.caption_table, self._text(listing.path, name, row))
+                columns.sources[row] = _intern(columns.source_table, (name[-len(suffix) :],))
+                return
+        columns.captions[row], columns.options[row], columns.sources[row] = self._image(
+            listing, listing.images[i], listing.stems[i], beside, word, lost, row
+        )
 
     def _image(
         self,
@@ -277,8 +284,8 @@ class Reader:
         row: int,
         first: Said | None = None,  # a manifest row's word, stronger than any file's
         first_label: str = "",
-    ) -> None:
-        """One image's caption and options: from its sidecars or manifest row, its folder, its name."""
+    ) -> tuple[int, int, int]:
+        """One image's caption, options and sources: from its sidecars or manifest row, its folder, its name."""
         own: list[tuple[Words, str]] = []
         blank_yaml: list[str] = []
         options = NOTHING_SAID
@@ -291,11 +298,9 @@ class Reader:
             path = os.path.join(listing.path, beside[suffix])
             label = beside[suffix][beside[suffix].rfind(".") :]
             if suffix in (".caption", ".txt"):
-                text = self._text(path, row)
-                if text is not None:
-                    own.append((Words(text, True), label))
+                own.append((Words(self._text(listing.path, beside[suffix], row), True), label))
                 continue
-            said = self._yaml(path, row)
+            said = self._yaml(listing.path, beside[suffix], row)
             options = options.over(said.options)
             own.append((said.words, label))
             if said == Said() and self._is_blank(path):
@@ -323,9 +328,11 @@ class Reader:
             else:
                 lost.append(name)
         columns = self.columns
-        columns.captions.append(_intern(columns.caption_table, caption))
-        columns.options.append(_intern(columns.option_table, options))
-        columns.sources.append(_intern(columns.source_table, used))
+        return (
+            _intern(columns.caption_table, caption),
+            _intern(columns.option_table, options),
+            _intern(columns.source_table, used),
+        )
 
     def _named(self, stem: str, folder: str, name: str, row: int) -> tuple[str, bool]:
         """The caption that the file name gives (True), or the fallback, or an error and nothing."""
@@ -334,11 +341,6 @@ class Reader:
         else:
             caption = caption_of_stem(stem)
             if caption:
-                head = stem.partition("_")[0]
-                if begins_with_words(head):
-                    if len(self._captions_of) >= 1 << 16:
-                        self._captions_of.clear()
-                    self._captions_of[head] = caption
                 return caption, True
             what, code = "it has no caption: its name begins with _", "no-caption"
         if self.fallback is not None:
@@ -410,13 +412,13 @@ class Reader:
                 f"differs from {one} in case alone: Windows and macOS lose one of them",
                 "rename one",
             )
-        by_stem: dict[str, list[str]] = {}
-        for stem, name in zip(listing.stems, listing.images, strict=True) if listing.sidecars else ():
-            by_stem.setdefault(stem, []).append(name)
+        by_stem: dict[str, list[str]] = {stem: [] for stem in listing.sidecars}
+        for stem, name in zip(listing.stems, listing.images, strict=True) if by_stem else ():
+            if stem in by_stem:
+                by_stem[stem].append(name)
         for stem, endings in listing.sidecars.items():
-            images = by_stem.get(stem)
+            images = by_stem[stem]
             for suffix, name in endings.items():
-                path = os.path.join(listing.path, name)
                 lower = name.lower()
                 if lower.removesuffix(".txt") in FOLDER_FILES or lower in (
                     "multiply.yaml",
@@ -426,16 +428,17 @@ class Reader:
                     right = lower.removesuffix(".txt") if lower.endswith(".txt") else _right_name(lower)
                     self._warn(
                         "double-ending",
-                        path,
+                        os.path.join(listing.path, name),
                         f"is not read: the name must be {right}",
                         f"rename it to {right}",
                     )
                 elif not images:
+                    path = os.path.join(listing.path, name)
                     self._warn("sidecar-without-image", path, "no image of this name stands beside it")
                 elif len(images) > 1 and suffix == next(iter(endings)):
                     self._warn(
                         "shared-sidecar",
-                        path,
+                        os.path.join(listing.path, name),
                         f"is the sidecar of {len(images)} images: {', '.join(images)}",
                         "give each image a name of its own",
                     )
@@ -493,7 +496,7 @@ class Reader:
                 self._take(said.problems, index)
                 stem = nfc(os.path.splitext(name)[0])
                 beside = listings[folder].sidecars.get(stem, {})
-                self._image(
+                caption, options, sources = self._image(
                     listings[folder],
                     name,
                     stem,
@@ -504,6 +507,9 @@ class Reader:
                     said,
                     str(path),
                 )
+                columns.captions.append(caption)
+                columns.options.append(options)
+                columns.sources.append(sources)
                 if stem in listings[folder].masks:
                     columns.masks[index] = listings[folder].masks[stem]
                 columns.names.append(name)
@@ -520,8 +526,8 @@ class Reader:
                 for name, stat in zip(one.images, stats_of(one).tolist(), strict=self.cache is not None)
             }
             self._probe(found, first, paths, [stats.get(path) for path in paths])
-        columns.widths.extend(found[:, 0].tolist())
-        columns.heights.extend(found[:, 1].tolist())
+        columns.widths.frombytes(found[:, 0].tobytes())
+        columns.heights.frombytes(found[:, 1].tobytes())
         self._may_repeat = True
         for folder, names in lost.items():
             self._warn_lost(folder, names)
@@ -565,93 +571,90 @@ class Reader:
         if self.cache is None:
             return  # read one by one, when their image comes
         nothing = Known()
-        wanted: dict[bool, list[tuple[str, tuple[int, int] | None]]] = {False: [], True: []}
+        wanted: dict[bool, list[tuple[Listing, str]]] = {False: [], True: []}
         for listing in listings:
             if not listing.sidecars:
                 continue
-            before = known.get(listing.path, nothing)
+            said = self._known_said[listing.path] = known.get(listing.path, nothing).said_in(listing)
+            if len(said) == len(listing.sidecar_stats):
+                continue
             stems = set(listing.stems)
             for stem, endings in listing.sidecars.items():
-                if stem not in stems:
-                    continue
-                for suffix, name in endings.items():
-                    path, is_yaml = os.path.join(listing.path, name), suffix in (".yaml", ".yml")
-                    said = before.said_by(name, listing)
-                    if said is None:
+                for suffix, name in endings.items() if stem in stems else ():
+                    if name not in said:
                         self._stale.add(listing.path)
-                        wanted[is_yaml].append((path, listing.sidecar_stats.get(name)))
-                    elif is_yaml:
-                        self._yamls[path] = _said_from_json(said)
-                    else:
-                        self._texts[path] = said
-        self._from_cache("caption-text/1", wanted[False], self._read_plain, self._texts, lambda v: v)
-        self._from_cache("caption-yaml/1", wanted[True], self._read_plain_yaml, self._yamls, _said_from_json)
+                        wanted[suffix in (".yaml", ".yml")].append((listing, name))
+        self._from_cache("caption-text/1", wanted[False], self._read_plain)
+        self._from_cache("caption-yaml/1", wanted[True], self._read_plain_yaml)
 
-    def _from_cache(
-        self,
-        kind: str,
-        wanted: list[tuple[str, tuple[int, int] | None]],
-        make: Callable[[str], object],
-        into: dict[str, Any],
-        load: Callable[[Any], Any],
-    ) -> None:
+    def _from_cache(self, kind: str, wanted: Sequence[tuple[Listing, str]], make: Callable[[Path], object]) -> None:
+        """Learn what these sidecars say from the cache's row of each, else from the file."""
         if not wanted:
             return
         assert self.cache is not None
-        stats = {Path(path): stat for path, stat in wanted if stat is not None}
+        paths = [Path(listing.path, name) for listing, name in wanted]
+        stats = {
+            path: stat
+            for path, (listing, name) in zip(paths, wanted, strict=True)
+            if (stat := listing.sidecar_stats.get(name)) is not None
+        }
         known = self.cache.cached_many(kind, stats, stats=stats)
         fresh: dict[Path, object] = {}
-        for path, _ in wanted:
-            value = known.get(Path(path))
+        for path, (listing, name) in zip(paths, wanted, strict=True):
+            value = known.get(path)
             if value is None:
                 value = make(path)
                 if value is not None:
-                    fresh[Path(path)] = value
+                    fresh[path] = value
             if value is not None:
-                into[path] = load(value)
+                self._known_said[listing.path][name] = value
         if fresh:
             self.cache.put_cached_many(kind, fresh, stats=stats)
 
-    def _read_plain(self, path: str) -> str | None:
+    def _read_plain(self, path: Path) -> str | None:
         try:
-            return one_line_text(read_text(Path(path)))
+            return one_line_text(read_text(path))
         except BadInput:
             return None  # told when its image comes
 
-    def _read_plain_yaml(self, path: str) -> object:
+    def _read_plain_yaml(self, path: Path) -> object:
         try:
-            text = read_text(Path(path))
+            text = read_text(path)
         except BadInput:
             return None
-        said = read_yaml(Path(path))
+        said = read_yaml(path)
         # a file with problems is told of every time, and one that names others depends on them
         return None if said.problems or "caption" in text or not text.strip() else _said_to_json(said)
 
-    def _text(self, path: str, row: int) -> str | None:
-        if path in self._texts:
-            return self._texts[path]
+    def _text(self, folder: str, name: str, row: int) -> str:
+        """What a text beside an image says; empty where it can't be read."""
+        said = self._known_said.get(folder, {}).get(name)
+        if said is not None:
+            return str(said)
+        path = Path(folder, name)
         try:
-            text = caption_words(read_text(Path(path))).prompt
+            return one_line_text(read_text(path))
         except BadInput as error:
             self._block(
                 row,
                 Problem(
                     level="error",
                     code="bad-encoding",
-                    where=error.where or path,
+                    where=error.where or str(path),
                     what=error.what,
                     mend=error.mend or "",
                 ),
             )
             # not also an error for its name: the person did caption it
             return ""
-        return text
 
-    def _yaml(self, path: str, row: int) -> Said:
-        said = self._yamls.get(path)
-        if said is None:
-            said = read_yaml(Path(path))
-            self._take(said.problems, row)
+    def _yaml(self, folder: str, name: str, row: int) -> Said:
+        """What a YAML file beside an image says."""
+        known = self._known_said.get(folder, {}).get(name)
+        if known is not None:
+            return _said_from_json(known)
+        said = read_yaml(Path(folder, name))
+        self._take(said.problems, row)
         return said
 
     def _is_blank(self, path: str) -> bool:
