@@ -72,7 +72,9 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_TEXT_BYTES + 1)
+            data = file.read(4096)
+            if len(data) == 4096:  # room for a megabyte costs more than reading what most captions need
+                data += file.read(_MAX_TEXT_BYTES + 1 - len(data))
     except OSError as error:
         raise BadInput(f"can't be read: {(error.strerror or str(error)).lower()}", where=str(path)) from error
     if len(data) > _MAX_TEXT_BYTES:

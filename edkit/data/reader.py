@@ -412,12 +412,12 @@ class Reader:
                 f"differs from {one} in case alone: Windows and macOS lose one of them",
                 "rename one",
             )
-        by_stem: dict[str, list[str]] = {stem: [] for stem in listing.sidecars}
-        for stem, name in zip(listing.stems, listing.images, strict=True) if by_stem else ():
-            if stem in by_stem:
-                by_stem[stem].append(name)
+        stems = set(listing.stems if listing.sidecars else ())
+        by_stem: dict[str, list[str]] = {}
+        if stems and len(stems) < len(listing.stems):
+            for stem, image in zip(listing.stems, listing.images, strict=True):
+                by_stem.setdefault(stem, []).append(image)
         for stem, endings in listing.sidecars.items():
-            images = by_stem[stem]
             for suffix, name in endings.items():
                 lower = name.lower()
                 if lower.removesuffix(".txt") in FOLDER_FILES or lower in (
@@ -432,10 +432,10 @@ class Reader:
                         f"is not read: the name must be {right}",
                         f"rename it to {right}",
                     )
-                elif not images:
+                elif stem not in stems:
                     path = os.path.join(listing.path, name)
                     self._warn("sidecar-without-image", path, "no image of this name stands beside it")
-                elif len(images) > 1 and suffix == next(iter(endings)):
+                elif len(images := by_stem.get(stem, ())) > 1 and suffix == next(iter(endings)):
                     self._warn(
                         "shared-sidecar",
                         os.path.join(listing.path, name),

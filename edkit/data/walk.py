@@ -44,7 +44,7 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
     """The folder's files by role (`stats`: with sizes and times); OSError where it can't be read."""
     found = Listing(path)
     maybe_masks: list[str] = []
-    with _scanned(path) as entries:
+    with _scanned(path) as (entries, folder):
         plain = "".join([entry.name for entry in entries]).isascii()
         if plain:
             entries.sort(key=attrgetter("name"))
@@ -72,7 +72,7 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
                     suffix = suffix.lower()
                 if suffix in IMAGE_SUFFIXES:
                     if stats:
-                        stat = entry.stat()
+                        stat = entry.stat() if folder is None else os.stat(name, dir_fd=folder)
                         found.image_stats.append(stat.st_size)
                         found.image_stats.append(stat.st_mtime_ns)
                     found.images.append(name)
@@ -91,7 +91,7 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
                     else:
                         endings[suffix] = name
                     if stats:
-                        stat = entry.stat()
+                        stat = entry.stat() if folder is None else os.stat(name, dir_fd=folder)
                         found.sidecar_stats[name] = stat.st_size, stat.st_mtime_ns
                 else:
                     found.skipped.append((name, f"{suffix} is not read" if suffix else "no ending"))
@@ -104,18 +104,17 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
 
 
 @contextmanager
-def _scanned(path: str) -> Iterator[list[os.DirEntry[str]]]:
-    """The folder's entries, to be looked at while it is open."""
-    if os.scandir not in os.supports_fd:  # Windows tells sizes and times with the names
+def _scanned(path: str) -> Iterator[tuple[list[os.DirEntry[str]], int | None]]:
+    """The folder's entries, and where the system can find a file from its open folder, that."""
+    if os.stat not in os.supports_dir_fd:  # Windows tells sizes and times with the names
         with os.scandir(path) as scan:
-            yield list(scan)
+            yield list(scan), None
         return
-    # from an open folder, the system finds each file by its name alone: a look costs a third less
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with os.scandir(folder) as scan:
             entries = list(scan)
-        yield entries
+        yield entries, folder
     finally:
         os.close(folder)
 
@@ -130,6 +129,8 @@ def option_files(path: str | os.PathLike[str]) -> dict[str, str]:
 def _find_clashes(found: Listing) -> None:
     """Note the images whose names differ in case alone."""
     joined = "\0".join(found.images)
+    if joined.isascii() and joined == joined.lower():
+        return  # names are different, and these are their own lower case
     folded = joined.lower().split("\0") if joined.isascii() else [nfc(name).casefold() for name in found.images]
     if len(set(folded)) == len(folded):
         return
