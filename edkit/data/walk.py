@@ -105,8 +105,11 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
 
 @contextmanager
 def _scanned(path: str) -> Iterator[tuple[list[os.DirEntry[str]], int | None]]:
-    """The folder's entries, and where the system can find a file from its open folder, that."""
-    if os.stat not in os.supports_dir_fd:  # Windows tells sizes and times with the names
+    """The folder's entries, and the folder itself, open, where files can be looked at from there.
+
+    Else (on Windows) sizes and times came with the names, and are the entries' own.
+    """
+    if os.stat not in os.supports_dir_fd or os.scandir not in os.supports_fd:
         with os.scandir(path) as scan:
             yield list(scan), None
         return

@@ -643,3 +643,32 @@ def test_a_short_look_at_a_folder_finds_the_same_option_files(make: Make) -> Non
     root = make({"Multiply.TXT": "2", "multiply.txt": "3", "local.yaml": "tags: [t]", "a_1.txt": "x", "x.jpg": SIZE})
     (root / "batch_id.txt").mkdir()
     assert walk.option_files(root) == walk.list_folder(str(root)).options
+
+
+def test_a_folder_is_listed_alike_where_no_folder_can_be_held_open(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make({"a/Dog_1.jpg": SIZE, "a/dog_1.JPG": SIZE, "a/dog_1.txt": "x", "a/local.yaml": "", "a/b/x.png": SIZE})
+    for link, to in (("linked.jpg", "Dog_1.jpg"), ("broken.jpg", "nothing")):
+        try:
+            (root / "a" / link).symlink_to(to)
+        except OSError:  # Windows, without the right to
+            pytest.skip("no links here")
+    listing = walk.list_folder(str(root / "a"), stats=True)
+    stats = [(root / "a" / name).stat() for name in listing.images]
+    assert listing.image_stats.tolist() == [n for stat in stats for n in (stat.st_size, stat.st_mtime_ns)]
+    assert "linked.jpg" in listing.images and listing.skipped == [("broken.jpg", "a link to nothing")]
+    assert listing.folders == ["b"] and list(listing.sidecar_stats) == ["dog_1.txt"]
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    assert walk.list_folder(str(root / "a"), stats=True) == listing
+
+
+def test_a_warm_read_sees_sidecars_come_and_go(make: Make) -> None:
+    root = make({f"a dog_{n}.jpg": SIZE for n in range(4)} | {"a dog_0.txt": "one", "a dog_1.txt": "two"})
+    cache = Memory()
+    read(root, catalog=cache)
+    (root / "a dog_0.txt").unlink()
+    (root / "a dog_1.txt").rename(root / "a dog_2.txt")
+    (root / "a dog_3.yaml").write_text("main_prompt: three")
+    for _ in range(2):
+        ds = read(root, catalog=cache)
+        assert [text(ds, i) for i in range(4)] == ["a dog", "a dog", "two", "three"]
+        assert [path.name for path in ds.sources(2)] == ["a dog_2.txt"]

@@ -16,6 +16,7 @@ from edkit.data.options import (
     decode,
     one_line_text,
     read_option_file,
+    read_text,
     read_yaml,
     said_from_yaml,
 )
@@ -75,6 +76,16 @@ def test_a_huge_file_is_no_caption(tmp_path: Path) -> None:
     path.write_bytes(b"a" * (2 << 20))
     assert [p.code for p in read_yaml(path).problems] == ["bad-encoding"]
     assert read_yaml(tmp_path / "gone.yaml").problems and read_yaml(path).options is NOTHING_SAID
+
+
+def test_a_text_is_read_whole_up_to_a_megabyte(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    for length in (0, 4095, 4096, 4097, 1 << 20):
+        path.write_bytes(b"ab" * (length // 2) + b"c" * (length % 2))
+        assert len(read_text(path)) == length
+    path.write_bytes(b"a" * ((1 << 20) + 1))
+    with pytest.raises(BadInput, match="over 1 MB"):
+        read_text(path)
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment", "---\n...\n", "null"])
