@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class Dataset:
         """Every image's path, in order."""
         return [self.path(i) for i in range(len(self))]
 
-    @property
+    @cached_property
     def folders(self) -> list[Folder]:
         """The folders that hold images, in order, with count and multiply."""
         counts = np.bincount(self.folder_ids, minlength=len(self._folder_paths))

@@ -318,7 +318,7 @@ class Plan:
     @property
     def small(self) -> list[int]:
         """Images smaller than their bucket at the full resolution."""
-        return [int(i) for i in np.flatnonzero(self._level != 0)]
+        return np.flatnonzero(self._level != 0).tolist()
 
     @property
     def left_out(self) -> list[tuple[int, str]]:
@@ -337,13 +337,13 @@ class Plan:
             "upscale": "it is scaled up to {}",
             "leave": "it is left out",
         }
-        for i in self.small:
-            ds, (bw, bh) = self.dataset, self.bucket(i)
-            what = f"{ds.widths[i]} x {ds.heights[i]} is smaller than its bucket"
-            treatment = treated[self.settings.small].format(f"{bw} x {bh}")
-            found.append(self._warning("small-image", i, f"{what}: {treatment}", "find a larger copy"))
         limit = self.settings.max_aspect
-        wide, high = self.dataset.widths, self.dataset.heights
+        wide, high, small = self.dataset.widths, self.dataset.heights, self.small
+        sizes = zip(wide[small].tolist(), high[small].tolist(), self._bucket[small].tolist(), strict=True)
+        for i, (width, height, bucket) in zip(small, sizes, strict=True):
+            what = f"{width} x {height} is smaller than its bucket"
+            treatment = treated[self.settings.small].format("{} x {}".format(*self.buckets[bucket]))
+            found.append(self._warning("small-image", i, f"{what}: {treatment}", "find a larger copy"))
         beyond = (np.maximum(wide, high) > np.minimum(wide, high) * limit) & self._trains
         for i in np.flatnonzero(beyond).tolist():
             crop = crop_for(int(wide[i]), int(high[i]), self.bucket(i))
