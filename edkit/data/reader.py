@@ -148,7 +148,7 @@ class Reader:
             self._stale.update(
                 one.path
                 for one, size in zip(listings, sizes, strict=True)
-                if (self.sizes and not size.all()) or known.get(one.path, nothing).names != one.images
+                if (self.sizes and not size.all()) or len(known.get(one.path, nothing).stats) != len(one.images)
             )
             found = np.concatenate(sizes) if sizes else found
         if self.sizes and not found.all():
