@@ -19,7 +19,7 @@ from edkit.caption.sources import (
     sidecar_name,
     whole,
 )
-from edkit.data.errors import BadInput
+from edkit.data.errors import BadInput, Problem
 from edkit.data.names import can_name, caption_of_stem, is_camera_name
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Caption
@@ -87,6 +87,9 @@ def caption_move(
                     if image.missing:
                         num_missing += 1
                         continue
+                    if image.problem is not None:
+                        left.append(Left(path=image.path, reason=_unclear(image.problem)))
+                        continue
                     found = _to_name(image) if to == "filename" else _to_sidecar(image)
                     if isinstance(found, Left):
                         left.append(found)
@@ -113,11 +116,13 @@ def caption_move(
     )
 
 
+def _unclear(problem: Problem) -> str:
+    return f"{Path(problem.where).name}: {problem.what}"
+
+
 def _to_name(image: Pictured) -> str | Left | None:
     """The caption that is to become an image's name; None where it is so already, or why it can't."""
     lead = image.lead
-    if image.problem is not None:
-        return Left(path=image.path, reason=f"{Path(image.problem.where).name}: {image.problem.what}")
     if image.named is not None:
         return None
     if lead is None:

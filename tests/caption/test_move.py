@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from edkit.caption.move import caption_move
+from edkit.caption.move import To, caption_move
 from edkit.cli.app import app
 from edkit.data.dataset import read
 from edkit.data.journal import undo
@@ -140,3 +140,14 @@ def test_a_tag_said_twice_stands_once_in_the_name(tmp_path: Path) -> None:
     (tmp_path / "IMG_0001.yaml").write_text('main_prompt: "dog"\ntags:\n- red\n- red\n', "utf-8")
     caption_move(tmp_path, to="filename")
     assert [path.name for path in tmp_path.glob("*.png")] == ["dog, red_(1).png"]
+
+
+@pytest.mark.parametrize("to", ["filename", "sidecar"])
+def test_a_sidecar_that_cannot_be_read_is_left_and_named(make: Make, to: To) -> None:
+    root = make({"IMG_1234.png": "", "IMG_1234.txt": "café on a beach".encode("latin-1")})
+    before = tree(root)
+    result = caption_move(root, to=to)
+    assert tree(root) == before
+    assert result.operation is None
+    ((path, reason),) = [(left.path.name, left.reason) for left in result.left]
+    assert path == "IMG_1234.png" and reason.startswith("IMG_1234.txt:1: ")
