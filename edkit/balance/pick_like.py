@@ -340,7 +340,10 @@ class _Picking:
     # -- bringing them over
 
     def _place(self, found: Sequence[int], *, link: bool) -> tuple[int | None, list[str]]:
-        """Stage the files, note where they come from, and move all into place as one operation."""
+        """Stage the files, note where they come from, and move all into place as one operation.
+
+        Staged names have no image's ending: a visible state folder in a data root is walked.
+        """
         staging = self.target.cache_dir / "pick-like"
         staging.mkdir(parents=True, exist_ok=True)
         dataset, root = self.pool.dataset, self.pool.root
@@ -354,14 +357,14 @@ class _Picking:
                 listing = listings.get(path.parent)
                 if listing is None:
                     listing = listings[path.parent] = list_folder(str(path.parent))
-                staged = self._staged(path, staging / f"{self.ids[i]}{path.suffix.lower()}", link=link)
+                staged = self._staged(path, staging / self.ids[i], link=link)
                 reason = f"picked out of {root.name}, like {self.train.root.name}"
                 changes.append(Move(staged, place, reason, kind="pick", facts={"from": str(path)}))
                 for beside in _beside(path, listing):
                     written.setdefault(place.with_name(beside.name), beside)
                 mask = dataset.mask(i)
                 if mask is not None:
-                    staged = self._staged(mask, staging / f"{self.ids[i]}-{number}-mask{mask.suffix}", link=link)
+                    staged = self._staged(mask, staging / f"{self.ids[i]}-{number}-mask", link=link)
                     changes.append(Move(staged, place.with_name(mask.name), "the mask of its image", kind="pick"))
                 advance(1)
         for listing in listings.values():

@@ -246,7 +246,7 @@ def _made(data: bytes, job: _Job) -> Made:
     if new_size == size and target == header.format and not baked:
         return Made(left="small enough already")
     suffix = Path(job.path).suffix if target == header.format else suffix_for(target)
-    name = f"{job.id}-{settings.digest}{suffix.lower()}"
+    name = f"{job.id}-{settings.digest}"  # no image's ending: a visible state folder in a data root is walked
     file = None if job.staged is None else Path(job.staged, name)
     if file is not None and file.is_file():
         new = file.read_bytes()
@@ -385,7 +385,7 @@ def _own_copy(staged: Path, made: Made, used: dict[Path, int]) -> Path:
     used[file] += 1
     if used[file] == 1:
         return file
-    copy = file.with_name(f"{file.stem}-{used[file]}{file.suffix}")
+    copy = file.with_name(f"{file.name}-{used[file]}")
     if not copy.is_file():
         atomic.write_bytes(copy, file.read_bytes())
     return copy

@@ -486,7 +486,7 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
 
 def _kept(seen: _Seen, job: _Job) -> _Still:
     data = _jpeg(seen.image, job.settings.quality)
-    name = f"{job.name}-{seen.number}.jpg"
+    name = f"{job.name}-{seen.number}"  # no image's ending: a visible state folder in a data root is walked
     if job.staged is not None:
         atomic.write_bytes(Path(job.staged, name), data)
     return _Still(

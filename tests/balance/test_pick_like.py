@@ -182,6 +182,13 @@ def test_a_killed_run_goes_on_to_the_same(sets: Path, monkeypatch: pytest.Monkey
     assert not (sets / "out" / ".edkit" / "cache" / "pick-like").exists()
 
 
+def test_what_undo_leaves_in_a_visible_state_folder_is_no_image_of_the_set(sets: Path) -> None:
+    state = sets / "out" / "state"
+    pick(sets, state_dir=state)
+    undo(sets / "out", state_dir=state)
+    assert len(read(sets / "out", sizes=False)) == 0
+
+
 def test_names_that_are_taken_and_folders_inside_each_other(sets: Path) -> None:
     draw(sets / "out" / "d0" / pick(sets, dry_run=True).picked[0].name, 5000)
     names = {p.name for p in (sets / "out" / "d0").iterdir()}

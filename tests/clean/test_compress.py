@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from edkit.clean.compress import Compressed, compress
+from edkit.clean.files import list_images
 from edkit.data.catalog import Catalog, LedgerRow
 from edkit.data.errors import UsageError
 from edkit.data.journal import undo, why
@@ -244,6 +245,14 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path: Path, draw: Dra
     assert not list((tmp_path / ".edkit" / "cache" / "compress").iterdir())
     undo(tmp_path)
     assert files(tmp_path) == before
+
+
+def test_what_undo_leaves_in_a_visible_state_folder_is_no_image_of_the_set(tmp_path: Path, draw: Draw) -> None:
+    path = draw("a.png", 1, (400, 300))
+    state = tmp_path / "state"
+    compress(tmp_path, max_mp=0.05, state_dir=state)
+    undo(tmp_path, state_dir=state)
+    assert list_images([tmp_path]).images == (path,)
 
 
 def test_many_files_are_spread_over_processes(tmp_path: Path, draw: Draw) -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 av = pytest.importorskip("av")
 
+from edkit.clean.files import list_images  # noqa: E402
 from edkit.clean.frames import Framed, frames  # noqa: E402
 from edkit.data.errors import UsageError  # noqa: E402
 from edkit.data.journal import undo, why  # noqa: E402
@@ -96,6 +97,14 @@ def test_source_and_time_are_remembered_and_undo_takes_all_back(tmp_path: Path, 
     undo(out)
     assert names(out) == []
     assert len(frames(video, out, caption="a dog").frames) == 2
+
+
+def test_what_undo_leaves_in_a_visible_state_folder_is_no_image_of_the_set(tmp_path: Path, film: Film) -> None:
+    out, state = tmp_path / "out", tmp_path / "out" / "state"
+    frames(film("clip.mp4", [scene(0)] * RATE), out, state_dir=state)
+    assert len(list_images([out]).images) == 1
+    undo(out, state_dir=state)
+    assert list_images([out]).images == ()
 
 
 def test_a_second_run_adds_only_what_is_not_there(tmp_path: Path, film: Film) -> None:
