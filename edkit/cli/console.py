@@ -50,7 +50,8 @@ class Session:
     def done(self, result: Any, *lines: str) -> None:
         """Print the result: as JSON (the dataclass's fields), or as the given summary lines."""
         if self.as_json:
-            typer.echo(json.dumps(plain(result), ensure_ascii=False, allow_nan=False))
+            # in ASCII, which is the same JSON: no code page of a console can lose a letter of it
+            typer.echo(json.dumps(plain(result), allow_nan=False))
         elif not self.quiet:
             for line in lines:
                 typer.echo(line)

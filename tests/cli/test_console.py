@@ -129,3 +129,14 @@ def test_on_a_terminal_it_is_one_line_of_its_width(tmp_path: Path) -> None:
     drawn = [line for line in lines if "1000/4000" in line]
     assert drawn and all(line.rstrip().endswith("loss 0.1234, 8.1 images/s, 7.4 GB") for line in drawn)
     assert all(len(line) <= 80 and "validating" not in line for line in drawn)
+
+
+def test_json_comes_whole_through_any_code_page() -> None:
+    script = (
+        "from edkit.cli import console\n"
+        "ui = console.Session(as_json=True, quiet=False)\n"
+        "console.run(lambda: ui.done({'caption': '猫 é', 'file': 'caf\\udce9.jpg'}))\n"
+    )
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, check=True)
+    assert json.loads(done.stdout) == {"caption": "猫 é", "file": "caf\udce9.jpg"}
