@@ -82,13 +82,10 @@ def rename_captions(
         if dry_run:
             ui.table(
                 ["Would", "File", "To"],
-                [
-                    [step.kind, printable(step.path), printable(step.to) or f"({printable(step.reason)})"]
-                    for step in result.steps
-                ],
+                [[step.kind, step.path, step.to or f"({step.reason})"] for step in result.steps],
             )
         lines = _list("left as they are", [f"{left.path}: {left.reason}" for left in result.left])
-        lines += [printable(f"note: {note}") for note in result.notes]
+        lines += [f"note: {note}" for note in result.notes]
         would = "would be renamed" if dry_run else "renamed"
         parts = [f"{result.num_renamed:,} {would}"]
         for number, words in (
@@ -138,9 +135,9 @@ def move(
             progress=ui.progress,
         )
         if dry_run:
-            ui.table(["Image", "Caption"], [(printable(p), printable(c)) for p, c in result.steps[:EXAMPLES]])
+            ui.table(["Image", "Caption"], result.steps[:EXAMPLES])
         goal = "file names" if to == "filename" else "sidecars"
-        lines = [f"  {n:,} stay where they are: {printable(why)}" for why, n in result.stayed.items()]
+        lines = [f"  {n:,} stay where they are: {why}" for why, n in result.stayed.items()]
         lines += [f"  {result.num_missing:,} have no caption"] if result.num_missing else []
         if any("full stop" in why for why in result.stayed):
             lines.append(f"  to take the full stops off: edkit caption edit {folder} --regex '\\.$' ''")
@@ -215,14 +212,14 @@ def edit(
         lines = []
         if dry_run:
             for change in result.changes[:EXAMPLES]:
-                lines += [f"{printable(change.path)} ({printable(change.where)})"]
-                lines += [f"  - {printable(change.before)}", f"  + {printable(change.after)}"]
+                lines += [f"{change.path} ({change.where})"]
+                lines += [f"  - {change.before}", f"  + {change.after}"]
             more = len(result.changes) - EXAMPLES
             lines += [f"and {more:,} more (--json lists all)", ""] if more > 0 else [""] if lines else []
         lines += _list(
             "left as they are", [f"{left.path.relative_to(result.root)}: {left.reason}" for left in result.left]
         )
-        lines += [printable(f"note: {note}") for note in result.notes]
+        lines += [f"note: {note}" for note in result.notes]
         where_to = []
         where_to += [f"{result.num_renamed:,} by a new file name"] if result.num_renamed else []
         where_to += [f"{result.num_files:,} {_sidecars(result.num_files)} written"] if result.num_files else []
@@ -263,11 +260,11 @@ def words(
             ["folder", "images", "captions", "different", "most frequent words"],
             [
                 (
-                    printable(one.folder or "."),
+                    one.folder or ".",
                     one.num_images,
                     one.num_captions,
                     one.num_different,
-                    ", ".join(f"{printable(word.text)} {word.num_captions:,}" for word in one.words[:6]),
+                    ", ".join(f"{word.text} {word.num_captions:,}" for word in one.words[:6]),
                 )
                 for one in result.folders
             ],
@@ -354,7 +351,7 @@ def auto(
             command="edkit caption auto",
             progress=ui.progress,
         )
-        shown = [(printable(one.path), printable(one.caption)) for one in result.written[:EXAMPLES]]
+        shown = [(one.path, one.caption) for one in result.written[:EXAMPLES]]
         if dry_run:
             ui.table([f"Would be captioned by {result.model}"], [(name,) for name, _ in shown])
         else:
@@ -394,20 +391,18 @@ def _pairs(given: list[str] | None) -> list[tuple[str, str]]:
 
 
 def _count_row(count: Count) -> tuple[str, int, str]:
-    return printable(count.text), count.num_captions, f"{count.share:.0%}"
+    return count.text, count.num_captions, f"{count.share:.0%}"
 
 
 def _always_lines(one: FolderWords) -> list[str]:
-    shown = [
-        f"{printable(count.text)} ({count.num_captions:,} of {one.num_captions:,})" for count in one.always[:SHOWN]
-    ]
+    shown = [f"{count.text} ({count.num_captions:,} of {one.num_captions:,})" for count in one.always[:SHOWN]]
     more = f" and {len(one.always) - SHOWN:,} more" if len(one.always) > SHOWN else ""
-    return [f"  {printable(one.folder or '.')}: {', '.join(shown)}{more}"] if shown else []
+    return [f"  {one.folder or '.'}: {', '.join(shown)}{more}"] if shown else []
 
 
 def _list(title: str, items: list[str]) -> list[str]:
     more = [f"  and {len(items) - SHOWN:,} more (--json lists all)"] if len(items) > SHOWN else []
-    return [f"{title}:", *(f"  {printable(item)}" for item in items[:SHOWN]), *more] if items else []
+    return [f"{title}:", *(f"  {item}" for item in items[:SHOWN]), *more] if items else []
 
 
 def _images(number: int) -> str:
@@ -420,8 +415,3 @@ def _sidecars(number: int) -> str:
 
 def _undo(operation: int | None, folder: Path) -> list[str]:
     return [] if operation is None else [f"undo: edkit undo {folder}"]
-
-
-def printable(text: object) -> str:
-    """Text from a file as a terminal may have it: control characters as \\x1b, not as commands to it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

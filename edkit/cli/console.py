@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FOUND = 3  # exit status: done, and it found what it looks for
 INTERRUPTED = 130
+_JOINERS = "\u200c\u200d"
 _A_LINE_EVERY = 60.0  # seconds, of a long task in a pipe or a log
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the summary.")]
@@ -54,7 +56,7 @@ class Session:
             typer.echo(json.dumps(plain(result), allow_nan=False))
         elif not self.quiet:
             for line in lines:
-                typer.echo(line)
+                typer.echo(printable(line))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
         """Print a table on stdout; columns of numbers stand right. Nothing with --json or --quiet."""
@@ -65,12 +67,13 @@ class Session:
         from rich.text import Text
 
         # rich keeps a title in its cell markup; file names and captions must come out as they are
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
+        head = Text(printable(title)) if title else None
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=head, title_justify="left")
         for i, name in enumerate(columns):
             numeric = all(isinstance(row[i], int | float) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(number(cell)) for cell in row))
+            table.add_row(*(Text(printable(number(cell))) for cell in row))
         stdout().print(table)
 
 
@@ -140,7 +143,7 @@ class _Bars:
                 rich.update(one, visible=True)
 
     def say(self, line: str) -> None:
-        self._open().console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._open().console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._rich is not None:
@@ -198,6 +201,16 @@ def number(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
+def printable(text: str) -> str:
+    """A line as a terminal may have it: control characters of a file name or a caption as \\x1b, not as commands."""
+    if text.isprintable():
+        return text
+    # the spaces of any script are no commands, and joiners hold an emoji together
+    return "".join(
+        c if c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text
+    )
+
+
 def size(num_bytes: float) -> str:
     """Bytes for people: `12.3 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -251,4 +264,4 @@ def _terminated(signum: int, frame: object) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(f"edkit: {line}", err=True)
+    typer.echo(printable(f"edkit: {line}"), err=True)

@@ -318,7 +318,7 @@ def credits_(
     with console.session(as_json=as_json, quiet=quiet) as ui:
         result = verb(root, out=out, state_dir=state_dir, progress=ui.progress)
         if out is None:
-            ui.done(result, markdown(result).rstrip("\n"))
+            ui.done(result, *markdown(result).rstrip("\n").split("\n"))
             return
         ui.table(["licence", "images"], list(result.licences.items()))
         ui.done(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edkit.cli.console import number, plain, size
+from edkit.cli.console import Session, number, plain, printable, size
 
 
 def edkit(*args: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -140,3 +140,19 @@ def test_json_comes_whole_through_any_code_page() -> None:
     env = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, check=True)
     assert json.loads(done.stdout) == {"caption": "猫 é", "file": "caf\udce9.jpg"}
+
+
+def test_no_name_or_caption_is_a_command_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;owned\x07 \x9b31m\u202egpj.\r\nb"
+    ui = Session(as_json=False, quiet=False)
+    ui.table(["file", evil], [(evil, 1)], title=evil)
+    ui.done({}, evil)
+    ui.progress.say(evil)
+    said, told = capsys.readouterr()
+    assert not set(said + told) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
+    assert "a\\x1b]0;owned\\x07" in said and "a\\x1b]0;owned\\x07" in told
+
+
+def test_letters_spaces_and_emoji_of_all_scripts_are_shown_as_they_are() -> None:
+    for text in ("猫\u3000犬", "10\u00a0km", "a family \U0001f468\u200d\U0001f469\u200d\U0001f467", "é"):
+        assert printable(text) == text
