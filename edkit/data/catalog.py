@@ -39,6 +39,7 @@ __all__ = [
     "LedgerRow",
     "Tried",
     "Unreadable",
+    "has_state",
     "opened",
     "state_dir_for",
 ]
@@ -726,6 +727,11 @@ def opened(
         raise BadInput("no such folder or file", where=str(root))
     with Catalog.open(root, state_dir=state_dir, write=write, command=command, progress=progress) as catalog:
         yield catalog
+
+
+def has_state(root: Path | Catalog, state_dir: Path | None = None) -> bool:
+    """Whether edkit has a state of this data root: without one, there is nothing to look back on."""
+    return isinstance(root, Catalog) or state_dir_for(root, state_dir).is_dir()
 
 
 def _make(state_dir: Path) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from edkit.data import redo
 from edkit.data.atomic import is_file, sha256_of
-from edkit.data.catalog import Catalog, Unreadable, opened
+from edkit.data.catalog import Catalog, Unreadable, has_state, opened
 from edkit.data.database import transaction
 from edkit.data.errors import BadInput, StateError, UsageError
 from edkit.data.progress import SILENT, Progress
@@ -150,6 +150,7 @@ def undo(
     is left as it is and named. Raises UsageError for a number that is not in the
     history, or lies behind an undo.
     """
+    dry_run = dry_run or not has_state(root, state_dir)  # nothing to undo, and no state is made to say so
     with opened(root, state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         site = catalog.site(progress)
         if not dry_run:

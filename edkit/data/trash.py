@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edkit.data import redo
-from edkit.data.catalog import Catalog, opened
+from edkit.data.catalog import Catalog, has_state, opened
 from edkit.data.journal import record
 from edkit.data.progress import SILENT, Progress
 from edkit.data.redo import DONE, Row, Site
@@ -63,6 +63,7 @@ def empty(
     progress: Progress = SILENT,
 ) -> Emptied:
     """Delete what is in the trash, for good: `undo` can't bring it back. The history tells of it."""
+    dry_run = dry_run or not has_state(root, state_dir)  # nothing to delete, and no state is made to say so
     with opened(root, state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         found = contents(catalog)
         operation = None

@@ -73,4 +73,6 @@ def test_the_trash_is_listed_and_emptied(root: Path) -> None:
 def test_a_folder_without_a_state_has_no_history_and_gets_none(tmp_path: Path) -> None:
     assert say("history", tmp_path) == "edkit has changed nothing here.\n"
     assert say("trash", "list", tmp_path) == "0 files, 0 bytes in the trash\n"
+    assert say("undo", tmp_path) == "Nothing to undo.\n"
+    assert say("trash", "empty", tmp_path) == "Deleted 0 files, 0 bytes, for good\n"
     assert list(tmp_path.iterdir()) == []
