@@ -33,7 +33,7 @@ class Listing:
 def list_images(folders: Sequence[Path]) -> Listing:
     """Walk folders as the data root is walked: sorted, past everything that begins with a dot.
 
-    Raises UsageError where a folder is not there.
+    Raises UsageError where a folder is not there, or is a file.
     """
     images: dict[Path, None] = {}
     sidecars: dict[Path, tuple[Path, ...]] = {}
@@ -41,6 +41,8 @@ def list_images(folders: Sequence[Path]) -> Listing:
     masks: dict[Path, Path] = {}
     for folder in folders:
         if not Path(folder).is_dir():
+            if Path(folder).exists():
+                raise UsageError("not a folder", where=str(folder), mend="name the folder of images")
             raise UsageError("no such folder", where=str(folder))
         for _, listing in walk(_absolute(folder)):
             for name in listing.images:

@@ -24,8 +24,10 @@ _CHUNK = 1 << 20
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a temporary name in the same folder, fsync, rename.
 
-    Whoever reads `path` sees the old content or the new, after a crash too.
+    Whoever reads `path` sees the old content or the new, after a crash too. Raises IsADirectoryError for a folder.
     """
+    if path.is_dir():  # the rename below would say so of the temporary name
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".edkit-{secrets.token_hex(6)}")
     try:
         write_synced(temporary, data)

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from edkit.data.catalog import Catalog, Gathering, LedgerRow, Unreadable, opened
+from edkit.data.errors import UsageError
 from edkit.data.image import IMAGE_SUFFIXES
 from edkit.data.options import SIDECAR_SUFFIXES
 from edkit.data.redo import DONE, FINISHED, SKIPPED, TOLD, Row, Site
@@ -87,8 +88,12 @@ def gatherings(root: Path | Catalog, *, state_dir: Path | None = None) -> list[G
 
 
 def changes_of(root: Path | Catalog, operation: int, *, state_dir: Path | None = None) -> list[Step]:
-    """What one operation of the history changed, in its order."""
+    """What one operation of the history changed, in its order. Raises UsageError where there is none of that number."""
     with opened(root, state_dir, write=False) as catalog:
+        numbers = [entry.id for entry in history(catalog)]
+        if operation not in numbers:
+            there = f"in the history (1 to {numbers[-1]})" if numbers else "here: edkit has changed nothing"
+            raise UsageError(f"no operation {operation} {there}", mend="edkit history DIR lists all")
         return [step_of(row) for row in catalog.site().rows(f"operation = ? AND step = {DONE} AND {TOLD}", [operation])]
 
 

@@ -75,6 +75,12 @@ def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
         list_images([tmp_path / "none"])
 
 
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    at = tree(tmp_path, "a.jpg")
+    with pytest.raises(UsageError, match="not a folder"):
+        list_images([at["a.jpg"]])
+
+
 def test_looking_makes_no_state_where_there_is_none(tmp_path: Path) -> None:
     with open_catalog(tmp_path, state_dir=None, changes=False, command="check") as catalog:
         assert not catalog.writable

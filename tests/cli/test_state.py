@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from edkit.cli.app import app
 from edkit.data.catalog import Catalog
+from edkit.data.errors import UsageError
 from edkit.data.journal import Move, Trash, apply
 
 
@@ -47,6 +48,12 @@ def test_history_lists_and_undo_reverts(root: Path) -> None:
     assert done["changes"] == [{"what": "rename", "path": str(root / "dog_(1).jpg"), "to": str(root / "a.jpg")}]
     assert say("undo", root) == "Nothing to undo.\n"
     assert "undone by 4" in say("history", root)
+
+
+def test_an_operation_that_never_was_is_told(root: Path) -> None:
+    for number in ("0", "3"):
+        result = CliRunner().invoke(app, ["history", str(root), "--operation", number])
+        assert isinstance(result.exception, UsageError) and "(1 to 2)" in str(result.exception)
 
 
 def test_what_is_left_is_named_with_its_reason(root: Path) -> None:
