@@ -13,7 +13,7 @@ from edkit.data.catalog import state_dir_for
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.gather.candidate import Candidate, Funnel
-from edkit.gather.fetch import USER_AGENT
+from edkit.gather.fetch import USER_AGENT, stage_name
 from edkit.gather.local import Imported, Item, Refused, Target, absolute, is_safe_path, read_file, run_import
 from edkit.gather.place import Captions
 from edkit.gather.resume import Downloader
@@ -93,7 +93,8 @@ def import_ffhq(
                 item.source = _find(images, name)
                 item.load = partial(_load_local, images, name, num_bytes)
             elif downloader is not None:
-                part = parts / f"{item.candidate.checksum or key}.part"
+                # never under a name that the JSON gives: it could lead out of the folder
+                part = parts / f"{stage_name(item.candidate.url)}.part"
                 urls = [f"{base.rstrip('/')}/{name}" for base in base_urls] or [item.candidate.url]
                 item.load = partial(downloader.get, urls, part, size=num_bytes, md5=item.candidate.checksum)
                 item.done = partial(part.unlink, missing_ok=True)

@@ -1,7 +1,7 @@
 """Files of known size and checksum from the web, resumed where an earlier try broke off.
 
-Made for sets whose every file is listed with its MD5 (FFHQ): a partial file is kept under that checksum and goes on
-with an HTTP Range request, from whichever mirror answers. One event loop in a thread of its own; `get` is called
+Made for sets whose every file is listed with its MD5 (FFHQ): a partial file is kept and goes on with an HTTP Range
+request, from whichever mirror answers. One event loop in a thread of its own; `get` is called
 from many.
 """
 
@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from edkit.gather.addresses import FilteringResolver, PrivateAddress, is_allowed, is_literal
-from edkit.gather.local import Refused
+from edkit.gather.local import MAX_BYTES, Refused
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 8
@@ -179,14 +179,15 @@ class Downloader:
         elif _range_start(response.headers.get("Content-Range", "")) != have:
             part.unlink(missing_ok=True)
             raise _Passing("bad-answer", "another part than was asked for")
+        most = min(size or MAX_BYTES, MAX_BYTES)
         with part.open("r+b" if have else "wb") as file:
             file.seek(have)
             file.truncate()
             async for chunk in response.content.iter_any():
                 have += len(chunk)
-                if size and have > size:
+                if have > most:
                     file.truncate(0)
-                    raise Refused("wrong-size", f"over {size:,} bytes")
+                    raise Refused("wrong-size" if most == size else "too-large", f"over {most:,} bytes")
                 file.write(chunk)
         if size and have < size:
             raise _Passing("reset", f"{have:,} of {size:,} bytes")

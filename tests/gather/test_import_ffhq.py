@@ -22,8 +22,9 @@ from PIL import Image
 from edkit.data.catalog import Catalog, LedgerRow
 from edkit.data.dataset import read
 from edkit.data.errors import BadInput, UsageError
-from edkit.gather import ffhq
+from edkit.gather import ffhq, resume
 from edkit.gather.ffhq import import_ffhq, records
+from edkit.gather.local import Refused
 from edkit.gather.resume import Downloader
 
 NUM = 12
@@ -309,6 +310,41 @@ def test_no_address_leads_to_a_private_host(tmp_path: Path, mirror: Mirror) -> N
         metadata=tmp_path / "ffhq.json", download=True, base_urls=[mirror.url], out=tmp_path / "out", limit=3, retries=0
     )
     assert set(result.outcomes) == {"private-address"} and not mirror.asked
+
+
+def test_no_key_or_checksum_of_the_json_names_a_file_on_this_machine(tmp_path: Path, mirror: Mirror) -> None:
+    path, mine = "images1024x1024/00000/00000.png", tmp_path / "work.part"
+    mine.write_bytes(b"my own half-done download")
+    leads_out = "../../../../" + "x" * 20  # of a checksum's length
+    url = f"{mirror.url}/{path}"
+    (tmp_path / "hostile.json").write_text(
+        json.dumps(
+            {
+                str(tmp_path / "work"): {"image": {"file_url": url, "file_path": path}},
+                "../../../../y": {"image": {"file_url": f"{url}?none", "file_path": path}},
+                "0": {"image": {"file_url": url.replace("0.png", "1.png"), "file_path": path, "file_md5": leads_out}},
+            }
+        )
+    )
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    result = import_ffhq(
+        metadata=tmp_path / "hostile.json", download=True, out=tmp_path / "out", allow_private_hosts=True, retries=0
+    )
+    assert result.outcomes == {"ok": 1, "http-404": 1, "hash": 1}, result.failed
+    assert mine.read_bytes() == b"my own half-done download"
+    assert {p for p in tmp_path.rglob("*") if p.is_file() and tmp_path / "out" not in p.parents} == before
+
+
+def test_a_file_without_a_size_said_is_not_taken_for_ever(
+    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "MAX_BYTES", 10_000)
+    with (
+        Downloader(timeout=5, retries=0, user_agent="t", allow_private=True) as downloader,
+        pytest.raises(Refused, match="too-large"),
+    ):
+        downloader.get([f"{mirror.url}/images1024x1024/00000/00004.png"], tmp_path / "x.part", size=0, md5="")
+    assert (tmp_path / "x.part").stat().st_size == 0
 
 
 def test_a_part_of_another_version_is_thrown_away(tmp_path: Path, mirror: Mirror) -> None:
