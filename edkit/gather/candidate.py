@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
+
+
+def whole_text(text: str) -> str:
+    """The text without halves of characters (lone surrogates) and control characters: no file can hold them."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What a table (or an annotation file) says about one image somewhere on the web or on a disk."""
+    """What a table (or an annotation file) says about one image somewhere on the web or on a disk.
+
+    Its texts are made whole (`whole_text`): a caption cut in the middle of an emoji is common, and loses its half.
+    """
 
     url: str
     caption: str
@@ -21,6 +32,12 @@ class Candidate:
     key: str = ""  # the set's own id of the image
     checksum: str = ""  # md5 (32) or sha256 (64) of the file in lower-case hex, where the table has one
     phash: str = ""  # 64-bit perceptual hash, 16 lower-case hex digits (COYO's image_phash)
+
+    def __post_init__(self) -> None:
+        for name in ("url", "caption", "table", "licence", "author", "page", "key"):
+            text: str = getattr(self, name)
+            if not text.isprintable():
+                object.__setattr__(self, name, whole_text(text))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from edkit.data.journal import Change, Write, apply
 from edkit.data.places import Places
 from edkit.data.progress import SILENT, Advance, Progress
 from edkit.gather import candidate as fetching
-from edkit.gather.candidate import FETCHED, KEPT, Candidate, Funnel, Outcome
+from edkit.gather.candidate import FETCHED, KEPT, Candidate, Funnel, Outcome, whole_text
 from edkit.gather.collect import Counts
 from edkit.gather.fetch import Fetched, stage_name
 from edkit.gather.place import Captions, Placer
@@ -97,7 +97,7 @@ class Refused(Exception):
     """An image that can't be had: an outcome's code, and why."""
 
     def __init__(self, code: str, reason: str = "") -> None:
-        self.code, self.reason = code, reason
+        self.code, self.reason = code, whole_text(reason)
         super().__init__(code, reason)
 
 
@@ -580,7 +580,7 @@ class _Look:
                 if item.refused:
                     self.counts.add(item.refused)
                     if len(self.failed) < _LISTED:
-                        self.failed.append((_name(item), item.reason or outcome(item.refused).what))
+                        self.failed.append((_name(item), whole_text(item.reason) or outcome(item.refused).what))
                 elif any(row.path is not None and row.path.parent == place for row in rows):
                     self.counts.skip("kept before")
                 else:

@@ -95,6 +95,21 @@ def test_text_json_and_caption_files_give_captions_and_json_the_rest(tmp_path: P
     assert other.kept == 4 and "a long one" in captions(tmp_path / "other")
 
 
+def test_half_a_character_or_a_control_character_in_a_caption_is_left_out(tmp_path: Path) -> None:
+    metas = [
+        {"caption": "a dog \ud83d"},  # cut in the middle of an emoji
+        {"caption": "a \x00 cat\x07, red", "author": "Ann\udc00"},
+        {"caption": "a bird", "url": "https://a.example/\ud800.jpg"},
+    ]
+    members: Members = []
+    for i, meta in enumerate(metas):
+        members += [(f"{i}.jpg", jpeg(i)), (f"{i}.json", json.dumps(meta).encode())]
+    (tmp_path / "s.tar").write_bytes(tar(members))
+    assert import_webdataset([tmp_path / "s.tar"], out=tmp_path / "out").kept == 3
+    assert captions(tmp_path / "out") == ["a  cat, red", "a bird", "a dog"]
+    assert {row.author for row in ledger(tmp_path / "out")} == {None, "Ann"}
+
+
 def png() -> bytes:
     out = io.BytesIO()
     Image.effect_noise((40, 30), 60).save(out, "PNG")
