@@ -135,6 +135,9 @@ def import_coco(
 
 # ---- the annotation files
 
+# what a value of another kind than COCO's raises where it is used
+_ODD = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+
 
 def read_captions(
     path: Path,
@@ -161,7 +164,9 @@ def read_captions(
         funnel, found = Funnel(), []
         for row, image in enumerate(data["images"]):
             funnel.rows += 1
-            image_id = image["id"]
+            image_id, name = image["id"], image["file_name"]
+            if not isinstance(name, str):
+                raise TypeError(f"file_name {name!r} is no text")
             # by id, so that the order of the file's lines decides nothing
             choices = [text for _, text in sorted(texts.get(image_id, [])) if text]
             if shown is not None and image_id not in shown:
@@ -173,7 +178,7 @@ def read_captions(
             pick = 0 if caption_choice == "first" else integer(len(choices), seed, "coco-caption", image_id)
             found.append(
                 Candidate(
-                    url=image.get("coco_url") or image.get("flickr_url") or f"coco:{image['file_name']}",
+                    url=image.get("coco_url") or image.get("flickr_url") or f"coco:{name}",
                     caption=choices[pick],
                     table=str(path),
                     row=row,
@@ -182,10 +187,10 @@ def read_captions(
                     licence=str(licences.get(image.get("license"), "")) or licence,
                     author=author,
                     page=image.get("flickr_url", ""),
-                    key=image["file_name"],
+                    key=name,
                 )
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except _ODD as error:
         raise BadInput(f"not as COCO writes it: {error}", where=str(path)) from error
     funnel.left = len(found)
     return found, funnel
@@ -235,7 +240,7 @@ def images_showing(
             # none asked for: all that show nothing unwanted
             shown = {image["id"] for image in data.get("images", [])} or {n["image_id"] for n in data["annotations"]}
         return frozenset(shown - hidden)
-    except (KeyError, TypeError, AttributeError) as error:
+    except _ODD as error:
         raise BadInput(f"not as COCO writes it: {error}", where=str(path)) from error
 
 
@@ -250,7 +255,7 @@ def _load(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             data = json.load(file, object_hook=slim)
     except OSError as error:
         raise BadInput((error.strerror or str(error)).lower(), where=str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {error}", where=str(path)) from error
     missing = [key for key in keys if not (isinstance(data, dict) and isinstance(data.get(key), list))]
     if missing:

@@ -165,6 +165,23 @@ def test_wrong_files_and_calls_are_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("odd", [{"width": "abc"}, {"width": float("inf")}, {"file_name": 5}, {"coco_url": [1]}])
+def test_a_value_of_another_kind_is_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
+    coco: dict[str, Any] = make(tmp_path, 2)
+    data = json.loads(coco["annotations"].read_text("utf-8"))
+    data["images"][1].update(odd)
+    coco["annotations"].write_text(json.dumps(data).replace("Infinity", "1e999"), "utf-8")
+    with pytest.raises(BadInput, match=r"captions\.json: not as COCO writes it"):
+        import_coco(**coco, out=tmp_path / "out")
+
+
+def test_a_json_nested_without_end_is_one_line(tmp_path: Path) -> None:
+    coco: dict[str, Any] = make(tmp_path, 2)
+    coco["annotations"].write_text("[" * 200_000, "utf-8")
+    with pytest.raises(BadInput, match=r"captions\.json: not JSON"):
+        import_coco(**coco, out=tmp_path / "out")
+
+
 def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     result = import_coco(**make(tmp_path), out=tmp_path / "out", dry_run=True)  # type: ignore[arg-type]
     assert result.matched == 6 and result.kept == 0 and not (tmp_path / "out").exists()
