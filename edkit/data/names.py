@@ -78,6 +78,13 @@ def safe_name(caption: str) -> str:
     return f"{name} -" if _is_reserved(name) else name
 
 
+def is_safe_path(name: str) -> bool:
+    """Whether a relative path from outside stays in its folder, on every system."""
+    if not name or "\0" in name or name[0] in "/\\" or (len(name) > 1 and name[1] == ":"):
+        return False
+    return ".." not in name.replace("\\", "/").split("/")
+
+
 def is_camera_name(stem: str) -> bool:
     """Whether a camera, a phone, a browser or a hash function gave this name, so that it is no caption.
 

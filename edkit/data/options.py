@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edkit.data.errors import BadInput, Problem
+from edkit.data.names import is_safe_path
 from edkit.data.sample import NOTHING_SAID, Options, Tag
 
 SIDECAR_SUFFIXES = (".yaml", ".yml", ".caption", ".txt")
@@ -216,7 +217,7 @@ def _from_yaml(root: Any, file: str, collect: _Collector) -> _Node:
         if node.tag == "tag:yaml.org,2002:null":
             value = None
         elif node.tag == "tag:yaml.org,2002:bool":
-            value = bool(constructor.construct_yaml_bool(node))
+            value = constructor.bool_values.get(raw.lower(), raw)  # `!!bool foo` stays text
         elif node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
             # the written digits, so that 0.1 is a tenth; odd notations (0x10, .nan, 1_000) stay text
             value = Decimal(raw) if _PLAIN_NUMBER.fullmatch(raw) else raw
@@ -291,6 +292,9 @@ class _Collector:
             return Words(), NOTHING_SAID
         text = one_line_text(node.raw)
         if os.path.splitext(text)[1].lower() in SIDECAR_SUFFIXES and self.folder is not None:  # noqa: PTH122
+            if not is_safe_path(text):
+                self.error("bad-value", node.where, f"{text} leads out of its folder", "name a file beside this one")
+                return Words(), NOTHING_SAID
             said = self.caption_file(self.folder / text, node.where)
             self.problems += said.problems
             return said.words, said.options
@@ -298,7 +302,7 @@ class _Collector:
 
     def caption_file(self, path: Path, where: str) -> Said:
         """The file that a `caption` names; a path is only ever looked for here."""
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - a name too long for the disk is not there, and raises nothing
             self.error("missing-caption-file", where, f"{path} is not there", "mend the path")
             return Said()
         if self.depth >= 4:
@@ -382,6 +386,9 @@ class _Collector:
             self.error("bad-number", node.where, what, mend or "write a plain number such as 0.5")
             return None
         number = Decimal(text)
+        if math.isinf(float(number)):
+            self.error("bad-number", node.where, f"{key} is {text}", "write a plain number such as 0.5")
+            return None
         if not low <= number <= high:
             span = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             self.error("bad-number", node.where, f"{key} is {text}", f"it must be {span}")

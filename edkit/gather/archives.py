@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, cast
 
-from edkit.gather.local import MAX_BYTES, is_safe_path
+from edkit.data.names import is_safe_path
+from edkit.gather.local import MAX_BYTES
 
 _BLOCK = 512
 _MAX_HEADER = 1 << 20  # bytes of a long name or a pax header; real ones have some hundred

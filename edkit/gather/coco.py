@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
+from edkit.data.names import is_safe_path
 from edkit.data.progress import SILENT, Progress
 from edkit.data.random import draw_seed, integer
 from edkit.gather.candidate import KEPT, Candidate, Funnel
 from edkit.gather.collect import Collector
 from edkit.gather.fetch import USER_AGENT, FetchSettings
-from edkit.gather.local import Imported, Item, Target, absolute, is_safe_path, query_of, run_import
+from edkit.gather.local import Imported, Item, Target, absolute, query_of, run_import
 from edkit.gather.place import Captions
 
 

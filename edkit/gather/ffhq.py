@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from edkit.data.catalog import state_dir_for
 from edkit.data.errors import BadInput, UsageError
+from edkit.data.names import is_safe_path
 from edkit.data.progress import SILENT, Progress
 from edkit.gather.candidate import Candidate, Funnel
 from edkit.gather.fetch import USER_AGENT, stage_name
-from edkit.gather.local import Imported, Item, Refused, Target, absolute, is_safe_path, read_file, run_import
+from edkit.gather.local import Imported, Item, Refused, Target, absolute, read_file, run_import
 from edkit.gather.place import Captions
 from edkit.gather.resume import Downloader
 

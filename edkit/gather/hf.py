@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edkit.data.errors import BadInput, MissingExtra, UsageError
+from edkit.data.names import is_safe_path
 from edkit.data.progress import SILENT, Progress
 from edkit.gather.candidate import Candidate, Funnel
-from edkit.gather.local import MAX_BYTES, Imported, Item, Refused, Target, is_safe_path, read_file, run_import
+from edkit.gather.local import MAX_BYTES, Imported, Item, Refused, Target, read_file, run_import
 from edkit.gather.place import Captions
 from edkit.gather.webdataset import CAPTION_KEYS, captioned, described, first_text, short_hash
 

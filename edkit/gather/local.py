@@ -275,13 +275,6 @@ def option_file(path: Path, text: str, notes: Notes, *, reason: str) -> None:
     notes.changes.append(Write(path, content, reason))
 
 
-def is_safe_path(name: str) -> bool:
-    """Whether a relative path from outside stays in its folder, on every system."""
-    if not name or "\0" in name or name[0] in "/\\" or (len(name) > 1 and name[1] == ":"):
-        return False
-    return ".." not in name.replace("\\", "/").split("/")
-
-
 # ---- inner
 
 

@@ -94,6 +94,28 @@ def test_an_empty_yaml_says_nothing(text: str) -> None:
     assert said_from_yaml(text, Path("x")).words.prompt is None
 
 
+@pytest.mark.parametrize("name", ["../secret.txt", "{folder}/secret.txt", "a/../../secret.txt", "x" * 300 + ".txt"])
+def test_a_caption_file_is_looked_for_beside_its_yaml_and_nowhere_else(name: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.txt").write_text("a password")
+    named = name.format(folder=tmp_path.as_posix())
+    said = said_from_yaml(f"caption: {named}", tmp_path / "set" / "x.yaml")
+    (problem,) = said.problems
+    assert said.words.prompt is None and problem.level == "error" and problem.where.endswith("x.yaml:1")
+
+
+def test_a_caption_file_may_stand_in_a_folder_below(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("a dog")
+    assert said_from_yaml("caption: words/a.txt", tmp_path / "x.yaml").words.prompt == "a dog"
+
+
+@pytest.mark.parametrize("line", ["shuffle_tags: !!bool foo", "loss_scale: 1e999", "tags: [{tag: a, weight: 1e999}]"])
+def test_what_is_no_truth_value_and_no_finite_number_is_an_error_with_its_line(line: str) -> None:
+    (problem,) = said_from_yaml(f"\n{line}", Path("x.yaml")).problems
+    assert problem.level == "error" and problem.where == "x.yaml:2"
+
+
 def test_caption_files_that_name_each_other_in_a_circle_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("caption: b.yaml", encoding="utf-8")
     (tmp_path / "b.yaml").write_text("caption: a.yaml", encoding="utf-8")
