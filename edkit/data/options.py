@@ -182,7 +182,11 @@ def said_from_row(row: dict[str, Any], manifest: Path, number: int) -> Said:
     """What a manifest's row says besides its `image`; numbers must come as Decimal. Rows count from 1."""
     where = f"{manifest}, row {number}"
     collect = _Collector(where, folder=manifest.parent, extra_keys=("image",))
-    node = _from_json({k: v for k, v in row.items() if k != "image"}, where)
+    try:
+        node = _from_json({k: v for k, v in row.items() if k != "image"}, where)
+    except UnicodeEncodeError:
+        collect.error("bad-value", where, "a text holds half a character (a lone surrogate)", "mend it")
+        node = _Node(None, "", where)
     return collect.said(node)
 
 
@@ -235,7 +239,9 @@ def _from_json(value: Any, where: str) -> _Node:
         return _Node(value, str(value).lower(), where)
     if isinstance(value, int | float):
         value = Decimal(str(value))
-    return _Node(value, str(value), where)
+    text = str(value)
+    text.encode()  # JSON can say half a character; no file and no tokenizer takes it
+    return _Node(value, text, where)
 
 
 class _Collector:

@@ -462,7 +462,7 @@ class Reader:
             if folder not in listings:
                 try:
                     listings[folder] = list_folder(folder, stats=self.cache is not None)
-                except OSError:
+                except (OSError, ValueError):  # ValueError: a NUL or half a character in the path
                     listings[folder] = Listing(folder)
             if not os.path.isfile(full):
                 self._problem(
@@ -540,7 +540,7 @@ class Reader:
             if folder not in listings:
                 try:
                     listings[folder] = list_folder(folder, stats=self.cache is not None)
-                except OSError:
+                except (OSError, ValueError):  # ValueError: a NUL or half a character in the path
                     listings[folder] = Listing(folder)
             said = self._global(listings[folder])
             if said:
@@ -772,6 +772,8 @@ def _manifest_rows(path: Path) -> list[Any]:
         rows = json.loads(text, parse_float=Decimal, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise BadInput(f"not valid JSON: {error.msg.lower()}", where=f"{path}:{error.lineno}") from error
+    except (ValueError, ArithmeticError) as error:  # Python's limits of digits and exponents
+        raise BadInput("not valid JSON: a number has too many digits", where=str(path)) from error
     except RecursionError as error:
         raise BadInput("not valid JSON: nested too deeply", where=str(path)) from error
     if not isinstance(rows, list):

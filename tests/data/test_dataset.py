@@ -492,12 +492,31 @@ def test_a_manifest_lists_images_with_yaml_keys(make: Make) -> None:
     assert [s.key for s in ds][:2] == ["pics/b.jpg", "pics/a dog_1.jpg"]
 
 
-@pytest.mark.parametrize("content", ["{}", "[", "[NaN]", '{"image": "a.jpg"}', "[1e999999"])
+MANY_DIGITS = '[{"image": "a.jpg", "multiply": ' + "9" * 5000 + "}]"
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[", "[NaN]", '{"image": "a.jpg"}', "[1e999999", MANY_DIGITS, "[1e99999999999999999999]"]
+)
 def test_a_manifest_that_is_none_says_so(make: Make, content: str) -> None:
     root = make({"set.json": content})
     with pytest.raises(BadInput) as caught:
         read(root / "set.json")
     assert "set.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["a\0b/c.jpg", "a\ud800b/c.jpg", "c\0.jpg"])
+def test_a_path_that_no_disk_can_hold_is_a_missing_image(make: Make, path: str) -> None:
+    root = make({"set.json": json.dumps([{"image": path}, {"image": "a dog_1.jpg"}]), "a dog_1.jpg": SIZE})
+    ds = read(root / "set.json")
+    assert [(p.code, p.where.rpartition(", ")[2]) for p in ds.errors] == [("missing-image", "row 1")] and len(ds) == 1
+
+
+def test_half_a_character_in_a_manifest_is_an_error_of_its_row(make: Make) -> None:
+    rows = [{"image": "a.jpg", "caption": "a \ud800 dog"}, {"image": "a.jpg", "caption": "a cat"}]
+    ds = read(make({"set.json": json.dumps(rows), "a.jpg": SIZE}) / "set.json")
+    assert [(p.code, p.where.rpartition(", ")[2]) for p in ds.errors] == [("bad-value", "row 1")]
+    assert ds.error(0) is not None and text(ds, 1) == "a cat"
 
 
 def test_an_image_listed_twice_trains_twice_with_draws_of_its_own(make: Make) -> None:
