@@ -165,14 +165,17 @@ def walk(root: str, *, stats: bool = False) -> Iterator[tuple[str, Listing]]:
     read comes as a listing whose one skipped entry "" gives the reason.
     """
 
-    def visit(path: str, key: str, above: tuple[str, ...]) -> Iterator[tuple[str, Listing]]:
+    # a stack: trees may be deeper than calls can nest
+    ahead: list[tuple[str, str, tuple[str, ...]]] = [(root, "", (os.path.realpath(root),))]
+    while ahead:
+        path, key, above = ahead.pop()
         try:
             listing = list_folder(path, stats=stats)
         except OSError as error:
             listing = Listing(path)
             listing.skipped.append(("", f"can't be read: {(error.strerror or str(error)).lower()}"))
             yield key, listing
-            return
+            continue
         below: list[tuple[str, str, tuple[str, ...]]] = []
         for name in listing.folders:
             inner = os.path.join(path, name)  # noqa: PTH118
@@ -187,7 +190,4 @@ def walk(root: str, *, stats: bool = False) -> Iterator[tuple[str, Listing]]:
                 chain = (*above[:-1], os.path.join(above[-1], name))  # noqa: PTH118
             below.append((inner, f"{key}/{nfc(name)}" if key else nfc(name), chain))
         yield key, listing
-        for inner, inner_key, chain in below:
-            yield from visit(inner, inner_key, chain)
-
-    yield from visit(root, "", (os.path.realpath(root),))
+        ahead += reversed(below)

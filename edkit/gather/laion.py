@@ -107,7 +107,7 @@ def candidates(
     filter's. Memory: below 400 MB (measured: 389), and 1.5 bytes a match past eight million. Raises UsageError,
     BadInput.
     """
-    if part is not None and not 1 <= part[0] <= part[1]:
+    if part is not None and not 1 <= part[0] <= part[1] < 1 << 63:
         raise UsageError(f"--part {part[0]}/{part[1]}: i/n, i from 1 to n")
     for table in tables:
         check_columns(table, filters, caption=caption)
@@ -531,7 +531,10 @@ def _hosts_pattern(hosts: Sequence[str]) -> str:
     for host in hosts:
         for name in STOCK_HOSTS if host.strip().lower() == "stock" else (host.strip().lower().strip("."),):
             if "/" in name:
-                name = urlsplit(name if "//" in name else f"//{name}").hostname or ""
+                try:
+                    name = urlsplit(name if "//" in name else f"//{name}").hostname or ""
+                except ValueError as error:
+                    raise UsageError(f"--exclude-hosts {host}: no host's name, and no address") from error
             if name:
                 named[name] = None
     if not named:

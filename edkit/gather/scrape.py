@@ -118,7 +118,7 @@ def scrape(
         raise UsageError(f"--captions {captions}: filename, sidecar or both")
     if format not in ("files", "webdataset"):
         raise UsageError(f"--format {format}: files or webdataset")
-    if part is not None and not 1 <= part[0] <= part[1]:
+    if part is not None and not 1 <= part[0] <= part[1] < 1 << 63:
         raise UsageError(f"--part {part[0]}/{part[1]}: share i of n, 1 <= i <= n")
     if out is None and not (dry_run or estimate or list_to):
         raise UsageError("say where the images go: --out DIR (or look first: --dry-run, --list FILE, --estimate)")

@@ -198,11 +198,15 @@ def open_table(source: Path | str | Remote, *, columns: Mapping[str, str] | None
         raise BadInput(f"can't be read as {kind}: {error}", where=name) from error
     if not names:
         raise BadInput(f"can't be read as {kind}: there is nothing in it", where=name)
+    roles = _roles(name, names, kinds, None if header else first, columns)
+    for column in roles.values():
+        if names.count(column) > 1:
+            raise BadInput(f"has two columns named {column}", where=name, mend="rename one of them")
     return Table(
         source=source,
         kind=kind,
         names=names,
-        columns=_roles(name, names, kinds, None if header else first, columns),
+        columns=roles,
         kinds=kinds,
         header=header,
         delimiter=delimiter,

@@ -444,6 +444,19 @@ def test_folders_are_walked_in_sorted_order_whatever_the_file_system_gives(
     assert [k.rpartition("/")[0] for k in forward[0][::4]] == ["B", "a", "a/z", "b", "ä"]
 
 
+def test_a_tree_may_be_deeper_than_calls_can_nest(tmp_path: Path) -> None:
+    import inspect
+    import sys
+
+    (tmp_path / "/".join("d" * 70)).mkdir(parents=True)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 50)
+    try:
+        assert sum(1 for _ in walk.walk(str(tmp_path))) == 71
+    finally:
+        sys.setrecursionlimit(before)
+
+
 def test_links_are_followed_but_never_in_a_circle(make: Make) -> None:
     root = make({"a/a dog_1.jpg": SIZE, "b/a cat_1.jpg": SIZE})
     try:

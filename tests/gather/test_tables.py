@@ -147,6 +147,15 @@ def test_a_broken_table_is_one_line(tmp_path: Path) -> None:
         matches([whole])
 
 
+def test_two_columns_of_one_name_are_one_line_where_the_name_is_used(tmp_path: Path) -> None:
+    columns = [pa.array(["http://e.org/1"]), pa.array(["a dog"]), pa.array(["x"]), pa.array(["y"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["URL", "TEXT", "x", "x"]), tmp_path / "t.parquet")
+    assert captions(tmp_path / "t.parquet") == ["a dog"]
+    pq.write_table(pa.Table.from_arrays(columns, names=["URL", "TEXT", "URL", "x"]), tmp_path / "u.parquet")
+    with pytest.raises(BadInput, match=r"u\.parquet: has two columns named URL"):
+        open_table(tmp_path / "u.parquet")
+
+
 # ---- filters
 
 
@@ -219,6 +228,14 @@ def test_hosts_are_excluded_by_name_not_by_substring(
 ) -> None:
     path = write(tmp_path / "t.parquet", URL=[url], TEXT=["a"])
     assert (captions(path, exclude_hosts=hosts) == []) is dropped
+
+
+def test_an_address_that_is_none_and_a_share_of_too_many_are_wrong_usage(tmp_path: Path) -> None:
+    path = captioned(tmp_path, "a dog")
+    with pytest.raises(UsageError, match=r"--exclude-hosts http://\[/"):
+        captions(path, exclude_hosts=("http://[/",))
+    with pytest.raises(UsageError, match="--part"):
+        list(candidates([open_table(path)], Filters(), Funnel(), part=(10**24, 10**25)))
 
 
 def test_licences_match_by_name_or_address(tmp_path: Path) -> None:
