@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edkit.caption.folder import Companion, Wanted, companions_of, nfc, plan_folder, split
-from edkit.caption.sources import YAML, Left, Source, folder_at, whole
+from edkit.caption.sources import YAML, Left, Source, folder_at, shared_sources, whole
 from edkit.caption.yaml_text import without_words
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.names import caption_of_stem, is_camera_name
@@ -99,9 +99,10 @@ def rename_captions(
         num_wanted = num_renamed = 0
         aside: set[Path] = set()
         stripped: set[Path] = set()
+        shared: dict[str, Source | None] = {}
         with progress.task("naming", total=len(dataset)) as advance:
             for folder, members in _folders(dataset).items():
-                cascade = _cascade_main(Path(folder), root)
+                cascade = _cascade_main(Path(folder), root, shared)
                 names = {name for _, name in members}
                 entries = os.listdir(folder)
                 companions = companions_of(entries, names)
@@ -310,14 +311,10 @@ def dump_options(options: Options) -> bytes:
     return "".join(lines).encode("utf-8")
 
 
-def _cascade_main(folder: Path, root: Path) -> Path | None:
+def _cascade_main(folder: Path, root: Path, known: dict[str, Source | None]) -> Path | None:
     """The strongest local.yaml or global.yaml that gives the images of a folder a main prompt."""
-    above = [folder, *folder.parents]
-    above = above[: above.index(root) + 1]
-    for path in (folder / "local.yaml", *(place / "global.yaml" for place in above)):
-        if path.is_file() and read_yaml(path).words.prompt is not None:
-            return path
-    return None
+    shared = shared_sources(folder, root, known)
+    return next((source.path for source in shared if source.words.prompt is not None), None)
 
 
 def _relative(path: Path | str, root: Path) -> str:

@@ -26,6 +26,7 @@ from edkit.data.options import (
 )
 from edkit.data.reader import joined
 from edkit.data.sample import NOTHING_SAID, Caption, CaptionStyle, Options
+from edkit.data.walk import option_files
 
 YAML = (".yaml", ".yml")
 _MISSING = ("camera-name", "no-caption")
@@ -112,7 +113,7 @@ def folders_of(dataset: Dataset) -> Iterator[FolderOfImages]:
         names = {path.name for path in paths}
         entries = sorted(os.listdir(folder), key=lambda name: (nfc(name), name))
         companions = companions_of(entries, names)
-        above = _shared(Path(folder), root, shared)
+        above = shared_sources(Path(folder), root, shared)
         images = [_pictured(dataset, i, path, companions, above) for i, path in zip(indices, paths, strict=True)]
         yield FolderOfImages(path=Path(folder), entries=entries, companions=companions, images=images)
 
@@ -174,17 +175,19 @@ def sidecars_of(image: Path, companions: Sequence[Companion]) -> tuple[Source, .
     return tuple(found)
 
 
-def _shared(folder: Path, root: Path, known: dict[str, Source | None]) -> tuple[Source, ...]:
-    """local.yaml of the folder and the global.yaml of it and those above, as far as they say words."""
+def shared_sources(folder: Path, root: Path, known: dict[str, Source | None]) -> tuple[Source, ...]:
+    """local.yaml of the folder and the global.yaml of it and those above, as far as they say words; the nearest first.
+
+    `known` keeps what was read, from one folder to the next.
+    """
     found = []
     above = [folder, *folder.parents]
     inside = above[: above.index(root) + 1] if root in above else [folder]
     for place, wanted in ((folder, "local.yaml"), *((place, "global.yaml") for place in inside)):
         key = os.path.join(place, wanted)
         if key not in known:
-            names = sorted(name for name in os.listdir(place) if name.lower() == wanted)
-            path = place / names[0] if names else None
-            known[key] = None if path is None else Source(path=path, words=read_yaml(path).words)
+            name = option_files(place).get(wanted)
+            known[key] = None if name is None else Source(path=place / name, words=read_yaml(place / name).words)
         source = known[key]
         if source is not None and (source.words.prompt is not None or source.words.tags):
             found.append(source)

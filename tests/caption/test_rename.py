@@ -287,8 +287,9 @@ def test_a_name_that_comes_free_is_written_under(root: Root) -> None:
     assert "who_(1).yaml" in root.names()
 
 
-def test_a_cascade_is_kept_and_overruled_where_it_must_be(root: Root) -> None:
-    root.text("global.yaml", "main_prompt: a photo\ntags: [sunny]\n").put("sub/a dog_1.png", "sub/b.png")
+@pytest.mark.parametrize("name", ["global.yaml", "Global.YAML", "sub/Local.yaml"])
+def test_a_cascade_is_kept_and_overruled_where_it_must_be(root: Root, name: str) -> None:
+    root.text(name, "main_prompt: a photo\ntags: [sunny]\n").put("sub/a dog_1.png", "sub/b.png")
     before = root.tree()
     captions = root.captions()
     rename_captions(root.path)
@@ -297,8 +298,8 @@ def test_a_cascade_is_kept_and_overruled_where_it_must_be(root: Root) -> None:
     assert root.tree() == before
     result = rename_captions(root.path, caption="person")
     assert set(root.captions().values()) == {"person, sunny"}
-    assert any("global.yaml" in note for note in result.notes)
-    assert (root.path / "global.yaml").read_text("utf-8") == "main_prompt: a photo\ntags: [sunny]\n"
+    assert any(name in note for note in result.notes)
+    assert (root.path / name).read_text("utf-8") == "main_prompt: a photo\ntags: [sunny]\n"
     assert rename_captions(root.path, caption="person").steps == ()
 
 
