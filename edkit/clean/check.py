@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edkit import nano
 from edkit.clean.dedupe import FACTS_NEEDED, near_duplicates
-from edkit.clean.files import Listing, Unwanted, list_images, open_catalog, set_aside, shown
+from edkit.clean.files import Listing, Unwanted, links_among, list_images, open_catalog, set_aside, shown
 from edkit.clean.findings import KINDS, Asked, Box, Finding, Look, Spot, file_of, grouped, kind_of
 from edkit.clean.fix import Fixed, Mended, fix, marked, right_ending
 from edkit.clean.usual import usual_words
@@ -185,9 +185,11 @@ def _look(
         found += _shape(path, one, resolution, target)
         if faces is not None:
             found += _heads(path, one, faces.get(path, ()), resolution or 512, target)
-    doubled = list(_duplicates(listing, facts, ids, asked, root))
+    links = links_among(facts, [root])
+    files = {path: one for path, one in facts.items() if path not in links}
+    doubled = list(_duplicates(listing, files, ids, asked, root))
     found += doubled
-    found += _bursts(facts, {path for spot in doubled for path in spot.aside}, root)
+    found += _bursts(files, {path for spot in doubled for path in spot.aside}, root)
     num_tokens: list[int] = []
     if target is not None:
         try:

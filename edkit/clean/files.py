@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edkit.data.catalog import Catalog
@@ -19,20 +19,22 @@ from edkit.data.walk import nfc, walk
 class Listing:
     """The images of some folders, and which sidecars each has."""
 
-    images: tuple[Path, ...]  # absolute, each once, by folder and name
+    images: tuple[Path, ...]  # absolute, each file once, by folder and name
     sidecars: Mapping[Path, tuple[Path, ...]] = field(repr=False)  # only images that have any
     siblings: Mapping[tuple[str, str], int] = field(repr=False)  # (folder, NFC stem) -> images of that stem
     masks: Mapping[Path, Path] = field(default_factory=dict, repr=False)  # only images that have one
+    links: Mapping[Path, Path] = field(default_factory=dict, repr=False)  # further names of images -> the image
 
     def under(self, folders: Iterable[Path]) -> frozenset[Path]:
-        """The images that lie in any of these folders."""
-        heads = tuple(os.path.join(_absolute(folder), "") for folder in folders)  # noqa: PTH118
-        return frozenset(path for path in self.images if str(path).startswith(heads)) if heads else frozenset()
+        """The images that lie in any of these folders, under whichever name."""
+        there = {file_id(path) for folder in folders for path in list_images([folder]).images}
+        return frozenset(path for path in self.images if file_id(path) in there) if there else frozenset()
 
 
 def list_images(folders: Sequence[Path]) -> Listing:
     """Walk folders as the data root is walked: sorted, past everything that begins with a dot.
 
+    A file that links give several names is one image, by the name without a link where it has one here.
     Raises UsageError where a folder is not there, or is a file.
     """
     images: dict[Path, None] = {}
@@ -56,7 +58,46 @@ def list_images(folders: Sequence[Path]) -> Listing:
                     sidecars[path] = tuple(Path(listing.path, text) for text in listing.sidecars[stem].values())
                 if stem in listing.masks:
                     masks[path] = Path(listing.path, listing.masks[stem])
-    return Listing(images=tuple(images), sidecars=sidecars, siblings=dict(siblings), masks=masks)
+    links = links_among(images, folders)
+    return Listing(
+        images=tuple(path for path in images if path not in links),
+        sidecars=sidecars,
+        siblings=dict(siblings),
+        masks=masks,
+        links=links,
+    )
+
+
+def links_among(paths: Iterable[Path], folders: Sequence[Path]) -> dict[Path, Path]:
+    """Of paths that name the same file, all but one -> that one: where it can be, one that no link leads to."""
+    first: dict[object, Path] = {}
+    again: dict[object, list[Path]] = defaultdict(list)
+    for path in paths:
+        id = file_id(path)
+        if first.setdefault(id, path) is not path:
+            again[id].append(path)
+    links: dict[Path, Path] = {}
+    for id, more in again.items():
+        same = [first[id], *more]
+        image = min(same, key=lambda path: _through_link(path, folders))
+        links |= {path: image for path in same if path != image}
+    return links
+
+
+def file_id(path: Path) -> object:
+    """What all names of one file have in common; hard links are files of their own."""
+    try:
+        info = path.stat()
+    except OSError:  # gone since it was listed
+        return str(path)
+    return (info.st_dev, info.st_ino) if info.st_ino and info.st_nlink == 1 else os.path.realpath(path)
+
+
+def _through_link(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a link leads to an image from the folder that was given."""
+    above = [Path(_absolute(folder)) for folder in folders]
+    folder = next((folder for folder in above if folder in path.parents), path.parent)
+    return os.path.realpath(path) != os.path.join(os.path.realpath(folder), path.relative_to(folder))  # noqa: PTH118
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +122,17 @@ def set_aside(
 ) -> Applied:
     """Move images to the trash as one journaled operation, each with its sidecars and mask; `more` belong to it.
 
-    A sidecar that an image staying behind has too (`a.txt` of `a.jpg` and `a.png`) stays with it.
+    A sidecar that an image staying behind has too (`a.txt` of `a.jpg` and `a.png`) stays with it. What is
+    an image that stays, by a name through a linked folder, is refused.
     """
+    through = {one.path for one in unwanted if one.path in listing.links and not one.path.is_symlink()}
+    images = {one.path for one in unwanted} - through
+    refused = [
+        (Trash(one.path, one.reason), f"the same file as {listing.links[one.path]}, which stays")
+        for one in unwanted
+        if one.path in through and listing.links[one.path] not in images
+    ]
+    unwanted = [one for one in unwanted if one.path not in through]
     going: dict[tuple[str, str], int] = defaultdict(int)
     for one in unwanted:
         going[str(one.path.parent), nfc(one.path.stem)] += 1
@@ -99,7 +149,8 @@ def set_aside(
             if path not in gone:
                 gone.add(path)
                 changes.append(Trash(path, f"{what} of {one.path.name}: {one.reason}"))
-    return apply(catalog, [*changes, *more], verb=verb, command=command, dry_run=dry_run, progress=progress)
+    done = apply(catalog, [*changes, *more], verb=verb, command=command, dry_run=dry_run, progress=progress)
+    return replace(done, skipped=[*done.skipped, *refused])
 
 
 def open_catalog(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edkit.clean.crops import pieces
-from edkit.clean.files import Unwanted, list_images, open_catalog, set_aside, shown
+from edkit.clean.files import Unwanted, file_id, list_images, open_catalog, set_aside, shown
 from edkit.clean.fingerprints import littles
 from edkit.clean.likeness import ByHash
 from edkit.data.catalog import Catalog
@@ -75,8 +75,8 @@ def overlap(
     Found are equal files, near-duplicates by hash and colour (also mirrored), and with `crops` pictures of which
     one is a piece of the other (also mirrored; about two thirds by two thirds of it or more); where a
     CLIP model is named, also what its embeddings hold for alike (`threshold`: least cosine). A folder
-    inside the other one counts as its own side only. Nothing of the training side is ever moved; the state is
-    that of the preservation folder.
+    inside the other one, or linked from there, counts as its own side only. Nothing of the training side is ever
+    moved, nor what its links lead to; the state is that of the preservation folder.
     """
     if train.resolve() == preservation.resolve():
         raise UsageError("both sides are the same folder", where=str(train))
@@ -87,11 +87,12 @@ def overlap(
     if pretrained is not None and clip is None:
         raise UsageError("--pretrained needs the model it belongs to", mend="--clip ViT-L-14-quickgelu")
     one, other = list_images([train]), list_images([preservation])
-    inner = one.under([preservation]) | other.under([train])  # of the folder that lies in the other one
-    if preservation.resolve().is_relative_to(train.resolve()):
-        mine, theirs = [path for path in one.images if path not in inner], list(other.images)
-    else:
-        mine, theirs = list(one.images), [path for path in other.images if path not in inner]
+    mine, theirs = list(one.images), list(other.images)
+    if not train.resolve().is_relative_to(preservation.resolve()):
+        mine = _outside(mine, preservation)
+    if not preservation.resolve().is_relative_to(train.resolve()):
+        theirs = _outside(theirs, train)
+    trained = {file_id(path) for path in (*mine, *_outside(one.links, preservation))}
     with open_catalog(
         preservation, state_dir=state_dir, changes=move and not dry_run, command="overlap", progress=progress
     ) as catalog:
@@ -111,6 +112,7 @@ def overlap(
                 if best is None or (HOWS.index(pair.how), pair.distance) < (HOWS.index(best.how), best.distance):
                     found[pair.path] = pair
         shared = [found[path] for path in theirs if path in found]
+        bound = {pair.path for pair in shared if file_id(pair.path) in trained and not pair.path.is_symlink()}
         page = _page(shared, facts, len(mine), len(theirs), report, move=move and not dry_run) if report else None
         switches = " --no-crops" * (not crops) + (f" --clip {clip}" if clip else "")
         applied = set_aside(
@@ -123,6 +125,7 @@ def overlap(
                     facts={"distance": round(pair.distance, 4), "train": shown(pair.train, preservation)},
                 )
                 for pair in (shared if move else [])
+                if pair.path not in bound
             ],
             verb="overlap",
             command=f"overlap {train} {preservation} --radius {radius}{switches} --move",
@@ -134,6 +137,8 @@ def overlap(
 
         write(report, page)
     skipped = tuple((change.path, why) for change, why in applied.skipped if isinstance(change, Trash))
+    if move:
+        skipped += tuple((path, "the training set links to this very file") for path in sorted(bound))
     return Overlap(
         num_train=len(mine),
         num_preservation=len(theirs),
@@ -144,6 +149,13 @@ def overlap(
         operation=applied.operation,
         page=report,
     )
+
+
+def _outside(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """The paths whose folder is, links followed, neither this one nor below it."""
+    paths, top = list(paths), folder.resolve()
+    real = {parent: parent.resolve() for parent in {path.parent for path in paths}}
+    return [path for path in paths if not real[path.parent].is_relative_to(top)]
 
 
 def _shared(path: Path, train: Path, how: str, distance: float, share: float = 1.0, *, part: str = "") -> Shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from edkit.clean import dedupe as module
+from edkit.clean.check import check
 from edkit.clean.dedupe import Deduped, dedupe
 from edkit.data.catalog import Catalog
 from edkit.data.errors import UsageError
@@ -202,6 +204,31 @@ def test_protected_images_always_stay_and_win(tmp_path: Path, draw: Draw) -> Non
     assert group.kept.name == "small.png"
     assert {m.path.name: m.protected for m in group.members} == {"small too.png": True, "large.png": False}
     assert (tmp_path / "pool" / ".edkit").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a right that users seldom have")
+def test_a_file_that_links_lead_to_is_no_duplicate_of_itself(tmp_path: Path, draw: Draw) -> None:
+    real = draw("set/z.png", 1)
+    (tmp_path / "set" / "a_link.png").symlink_to(real)
+    (tmp_path / "set" / "folder").symlink_to(tmp_path / "set2")
+    draw("set2/b.png", 2)
+    (tmp_path / "set" / "twice").symlink_to(tmp_path / "set2")
+    result = dedupe(tmp_path / "set")
+    assert (result.num_images, result.num_trashed) == (2, 0)
+    checked = check(tmp_path / "set", set_aside=["near-duplicate"], heads=False)
+    assert checked.fixed is not None and checked.fixed.mended == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a right that users seldom have")
+def test_a_protected_image_is_known_through_links(tmp_path: Path, draw: Draw) -> None:
+    mine = draw("mine/small.png", 1, (200, 150))
+    draw("set/large.png", 1, (800, 600))
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "mine")
+    result = dedupe(tmp_path / "set", protect=[tmp_path / "mine"])
+    (group,) = result.groups
+    assert group.kept == tmp_path / "set" / "linked" / "small.png"
+    assert mine.is_file()
+    assert [member.path.name for member in group.members] == ["large.png"]
 
 
 def test_an_unreadable_file_is_left_and_reported(tmp_path: Path, draw: Draw) -> None:

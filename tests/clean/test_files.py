@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from edkit.clean.files import Unwanted, list_images, open_catalog, set_aside
 from edkit.data.catalog import Catalog
 from edkit.data.errors import UsageError
-from edkit.data.journal import undo
+from edkit.data.journal import Trash, undo
 
 
 def tree(root: Path, *names: str) -> dict[str, Path]:
@@ -68,6 +69,30 @@ def test_a_shared_sidecar_stays_until_its_last_image_goes(tmp_path: Path) -> Non
         both = [Unwanted(path=at[name], reason="test") for name in ("a.jpg", "a.png")]
         assert set_aside(catalog, list_images([tmp_path]), both, verb="filter").num_done == 3
     assert names(tmp_path) == set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a right that users seldom have")
+def test_a_file_is_one_image_however_many_links_lead_to_it(tmp_path: Path) -> None:
+    at = tree(tmp_path, "z/real.jpg", "z/other.jpg")
+    (tmp_path / "a_link.jpg").symlink_to(at["z/real.jpg"])
+    (tmp_path / "b").symlink_to(tmp_path / "z")
+    found = list_images([tmp_path])
+    assert found.images == (at["z/other.jpg"], at["z/real.jpg"])
+    assert found.links[tmp_path / "a_link.jpg"] == found.links[tmp_path / "b" / "real.jpg"] == at["z/real.jpg"]
+    assert found.under([tmp_path / "b"]) == set(found.images)
+    with Catalog.open(tmp_path) as catalog:
+        linked = [Unwanted(path=tmp_path / "b" / "real.jpg", reason="test")]
+        applied = set_aside(catalog, found, linked, verb="filter")
+    assert applied.num_done == 0
+    assert [(change.path, why) for change, why in applied.skipped if isinstance(change, Trash)] == [
+        (tmp_path / "b" / "real.jpg", f"the same file as {at['z/real.jpg']}, which stays")
+    ]
+
+
+def test_hard_links_are_files_of_their_own(tmp_path: Path) -> None:
+    at = tree(tmp_path, "a.jpg")
+    (tmp_path / "b.jpg").hardlink_to(at["a.jpg"])
+    assert list_images([tmp_path]).images == (at["a.jpg"], tmp_path / "b.jpg")
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:

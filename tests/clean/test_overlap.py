@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,29 @@ def test_a_preservation_folder_inside_the_training_folder_is_its_own_side(tmp_pa
     assert (other.num_train, other.num_preservation) == (1, 4)
     with pytest.raises(UsageError, match="the same folder"):
         overlap(tmp_path / "set", tmp_path / "set")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a right that users seldom have")
+def test_what_the_training_set_links_to_stays(tmp_path: Path, draw: Draw) -> None:
+    original = draw("pool/1.png", 1)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.png").symlink_to(original)
+    result = overlap(tmp_path / "train", tmp_path / "pool", move=True)
+    assert (len(result.shared), result.num_moved) == (1, 0)
+    assert result.skipped == ((original, "the training set links to this very file"),)
+    assert original.is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a right that users seldom have")
+def test_a_linked_preservation_folder_is_its_own_side(tmp_path: Path, draw: Draw) -> None:
+    draw("train/1.png", 1)
+    draw("pool/copy.png", 1, (200, 150))
+    other = draw("pool/other.png", 2)
+    (tmp_path / "train" / "pool").symlink_to(tmp_path / "pool")
+    result = overlap(tmp_path / "train", tmp_path / "pool", move=True)
+    assert (result.num_train, result.num_moved) == (1, 1)
+    assert list(hows(result)) == ["copy.png"]
+    assert other.is_file()
 
 
 def test_a_model_finds_more(tmp_path: Path, draw: Draw, small_clip: dict[str, str]) -> None:
