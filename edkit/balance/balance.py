@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -435,7 +436,7 @@ def balance(
 
     if from_run is not None and (set or per_epoch or share or equalize):
         raise UsageError("--from-run works out the balance by itself", mend="give it without the other options")
-    root = Path(root).absolute()
+    root = Path(os.path.abspath(root))  # noqa: PTH100 - links stay links
     if not root.is_dir():
         raise UsageError("no such folder", where=str(root))
     wish = Wish(

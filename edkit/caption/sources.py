@@ -1,7 +1,7 @@
 """Where each image's caption stands: its file name, its own sidecars, or a file that it shares with others."""
 
 # text paths: Path objects cost more than the work in loops over 100,000 files
-# ruff: noqa: PTH118, PTH119, PTH120, PTH208
+# ruff: noqa: PTH100, PTH118, PTH119, PTH120, PTH208
 from __future__ import annotations
 
 import os
@@ -201,7 +201,7 @@ def whole(caption: Caption) -> str:
 
 def folder_at(root: Path | str) -> Path:
     """The folder a command was given; UsageError where there is none."""
-    path = Path(root).absolute()
+    path = Path(os.path.abspath(root))
     if not path.is_dir():
         mend = "name the folder of images" if path.is_file() else None
         raise UsageError("not a folder" if path.is_file() else "no such folder", where=str(root), mend=mend)
@@ -212,7 +212,7 @@ def chosen_folder(root: Path, folder: str | None) -> Path | None:
     """The folder below the root that an option limits the command to; None: all of it."""
     if folder is None:
         return None
-    for candidate in (root / folder, Path(folder).absolute()):
+    for candidate in (Path(os.path.abspath(root / folder)), Path(os.path.abspath(folder))):
         if candidate.is_dir() and (candidate == root or root in candidate.parents):
             return candidate
     raise UsageError(f"no such folder in {root.name}: {folder}", where="--folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ class Captions:
     """The captions of all images below some folders; read when the first is asked for."""
 
     def __init__(self, roots: Sequence[Path], *, progress: Progress = SILENT) -> None:
-        self.roots, self.progress = [Path(root).absolute() for root in roots], progress
+        self.roots = [Path(os.path.abspath(root)) for root in roots]  # noqa: PTH100 - as images are listed
+        self.progress = progress
 
     @cached_property
     def _said(self) -> dict[Path, Said]:

@@ -295,7 +295,7 @@ def _places(root: Any) -> list[Path]:
             raise BadInput("no such folder or manifest", where=str(path))
         if not path.is_dir() and path.suffix.lower() != ".json":
             raise BadInput("neither a folder nor a .json manifest", where=str(path))
-        return [path.absolute()]
+        return [Path(os.path.abspath(path))]  # noqa: PTH100 - links stay links
     if isinstance(root, Mapping):
         kind, known = root.get("resolver"), {"resolver", "path", "resolvers"}
         if unknown := set(root) - known:

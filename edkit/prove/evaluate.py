@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def _check(look: Look, out: Path) -> None:
     for key in ("num_images", "num_pictures"):
         if getattr(look, key) < (2 if key == "num_images" else 0):
             raise UsageError(f"{key.replace('_', ' ')} is {getattr(look, key)}", mend="2 images, 0 pictures at least")
-    if look.train.absolute() == look.preservation.absolute():
+    if os.path.abspath(look.train) == os.path.abspath(look.preservation):  # noqa: PTH100
         raise UsageError("--train and --preservation are the same folder", where=str(look.train))
     for root in (look.train, look.preservation):
         if not root.exists():
@@ -189,7 +190,7 @@ def _check(look: Look, out: Path) -> None:
 
 def _inside(look: Look) -> Path | None:
     """The preservation folder where it lies in the training set's: its images are not to be learned."""
-    inside, root = look.preservation.absolute(), look.train.absolute()
+    inside, root = (Path(os.path.abspath(one)) for one in (look.preservation, look.train))  # noqa: PTH100
     return inside if inside.is_relative_to(root) else None
 
 

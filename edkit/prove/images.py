@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def images_of(
         dataset = read(root, catalog=catalog, progress=progress)
         dataset, gone = dataset.without_errors()
         if without is not None:
-            inside = without.absolute()
+            inside = Path(os.path.abspath(without))  # noqa: PTH100 - links stay links
             dataset = dataset.drop([i for i in range(len(dataset)) if dataset.path(i).is_relative_to(inside)])
         ids = catalog.content_ids(dataset.paths, progress=progress)
     left_out = [str(one.problem) for one in gone]
@@ -93,7 +94,7 @@ def images_of(
     if not samples:
         raise BadInput("has no image to try the models on", where=str(root), mend="edkit check says why")
     return Images(
-        root=root.absolute(),
+        root=Path(os.path.abspath(root)),  # noqa: PTH100
         samples=tuple(samples),
         held_out=bool(new),
         num_all=len(dataset),

@@ -187,7 +187,7 @@ def test_what_is_shared_is_told_and_left(make: Make) -> None:
 
 def test_where_and_folder_limit_the_edit(make: Make) -> None:
     root = make({"a/a dog_1.png": "", "a/a cat_1.png": "", "b/a dog_1.png": "", "b/two dogs_1.png": ""})
-    caption_edit(root, where="DOG", folder="b", append="!")
+    caption_edit(root, where="DOG", folder="a/../b", append="!")
     assert sorted(captions(root)) == ["a cat", "a dog", "a dog!", "two dogs"]
     caption_edit(root, where="/dogs?$/", prepend="x")
     assert sorted(captions(root)) == ["a cat", "a dog!", "x a dog", "x two dogs"]

@@ -418,6 +418,13 @@ def test_a_caption_moves_to_a_kept_image_that_has_none(tmp_path: Path, draw: Dra
     assert left(tmp_path) == ["IMG_0001.png", "a dog, beach_1.png"]
 
 
+def test_captions_are_found_by_a_root_with_dots_in_it(tmp_path: Path, draw: Draw) -> None:
+    draw("set/IMG_0001.png", 1, (640, 480))
+    draw("set/a dog.png", 1, (160, 120))
+    (merged,) = dedupe(tmp_path / "set" / ".." / "set", merge_captions=True).merged
+    assert merged.after == "a dog"
+
+
 def test_yaml_keeps_its_options_and_weights_and_reads_back(tmp_path: Path, draw: Draw) -> None:
     from edkit.data.dataset import read
 

@@ -457,6 +457,11 @@ def test_a_tree_may_be_deeper_than_calls_can_nest(tmp_path: Path) -> None:
         sys.setrecursionlimit(before)
 
 
+def test_a_root_with_dots_in_it_gives_plain_paths(make: Make) -> None:
+    root = make({"a/a dog_1.jpg": SIZE})
+    assert read(root / "a" / "..").paths == [root / "a" / "a dog_1.jpg"]
+
+
 def test_links_are_followed_but_never_in_a_circle(make: Make) -> None:
     root = make({"a/a dog_1.jpg": SIZE, "b/a cat_1.jpg": SIZE})
     try:
