@@ -14,10 +14,11 @@ from edkit.caption.folder import Wanted, nfc, plan_folder, sidecar_changes, spli
 from edkit.caption.models import TAGGER, Captioner, ProseModel, default_model, gpu_memory_gb
 from edkit.caption.move import To
 from edkit.caption.rename import overruled
-from edkit.caption.sources import FolderOfImages, Left, Pictured, chosen_folder, folder_at, folders_of, sidecar_name
+from edkit.caption.sources import FolderOfImages, Left, Pictured, chosen_folder, folder_at, folders_of
 from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.names import can_name
+from edkit.data.options import sidecar_name
 from edkit.data.progress import SILENT, Progress
 
 if TYPE_CHECKING:

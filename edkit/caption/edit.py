@@ -22,11 +22,11 @@ from edkit.caption.sources import (
     folders_of,
     whole,
 )
-from edkit.caption.yaml_text import CantEdit, Edits, Entry, edited
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.options import Words, one_line_text, said_from_yaml
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Tag
+from edkit.data.yaml_text import CantEdit, Edits, Entry, edited
 
 if TYPE_CHECKING:
     from edkit.data.journal import Change
@@ -486,7 +486,9 @@ def _edit_source(
     def other(old: str) -> str:
         return edit.prompt(old, leads=False)
 
-    new_text = edited(source.text, Edits(prompt=prompt, other=other, text=text, tags=edit.listed, add=listed))
+    new_text = edited(
+        source.text, Edits(prompt=prompt, other=other, text=text, tags=edit.listed, add=[*map(Tag, listed)])
+    )
     if new_text == source.text:
         return words, None
     entries = edit.listed([Entry(tag, i) for i, tag in enumerate(words.tags)])

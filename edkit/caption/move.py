@@ -16,11 +16,11 @@ from edkit.caption.sources import (
     chosen_folder,
     folder_at,
     folders_of,
-    sidecar_name,
     whole,
 )
 from edkit.data.errors import BadInput, Problem
 from edkit.data.names import can_name, caption_of_stem, is_camera_name
+from edkit.data.options import sidecar_name
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Caption
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from edkit.caption.folder import Companion, Wanted, companions_of, nfc, plan_folder, split
 from edkit.caption.sources import YAML, Left, Source, folder_at, shared_sources, whole
-from edkit.caption.yaml_text import without_words
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.names import caption_of_stem, is_camera_name
 from edkit.data.options import SIDECAR_SUFFIXES, Said, one_line_text, read_text, read_yaml, said_from_yaml
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import NOTHING_SAID, OPTION_NAMES, Options
+from edkit.data.yaml_text import without_words
 
 if TYPE_CHECKING:
     from edkit.data.dataset import Dataset

@@ -216,9 +216,3 @@ def chosen_folder(root: Path, folder: str | None) -> Path | None:
         if candidate.is_dir() and (candidate == root or root in candidate.parents):
             return candidate
     raise UsageError(f"no such folder in {root.name}: {folder}", where="--folder")
-
-
-def sidecar_name(stem: str) -> str:
-    """The name of the caption text for an image's stem (`multiply.txt` would be an option of the folder)."""
-    plain = f"{stem}.txt"
-    return f"{stem}.caption" if plain.lower() in FOLDER_FILES or stem.lower() in FOLDER_FILES else plain

@@ -17,6 +17,7 @@ from edkit.data.catalog import Catalog
 from edkit.data.errors import Problem, UsageError
 from edkit.data.journal import Trash, Write
 from edkit.data.progress import SILENT, Progress
+from edkit.data.yaml_text import CantEdit
 from edkit.measure.facts import Facts
 from edkit.measure.measure import measure
 
@@ -110,7 +111,7 @@ def dedupe(
                 stay = _staying(contents, groups)
                 turned_pairs = _turned(catalog, stay, facts, ids, workers=workers, progress=progress)
         trashed = [(group, member) for group in groups for member in group.members if not member.protected]
-        merged = _merged(groups, captions, listing, ranking.protected) if merge_captions else []
+        merged = _merged(groups, captions, listing, ranking.protected, progress) if merge_captions else []
         page = None
         if report is not None:  # while the pictures stand where they are
             from edkit.clean.dedupe_page import page_of
@@ -237,13 +238,17 @@ def _turned(
 
 
 def _merged(
-    groups: Sequence[Group], captions: Captions, listing: Listing, protected: frozenset[Path]
+    groups: Sequence[Group], captions: Captions, listing: Listing, protected: frozenset[Path], progress: Progress
 ) -> list[tuple[Merged, Write]]:
     """The kept images' new captions; nothing is written where all is protected, mirrored copies say nothing."""
     found = []
     for group in groups:
         dropped = [one.path for one in group.members if not (one.protected or one.mirrored)]
-        one = None if group.kept in protected else merge(group.kept, dropped, captions, listing)
+        try:
+            one = None if group.kept in protected else merge(group.kept, dropped, captions, listing)
+        except CantEdit as error:
+            progress.say(f"{group.kept.name}: no caption was merged into its sidecar, as {error}; edit it by hand")
+            continue
         if one is not None:
             found.append(one)
     return found

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edkit.clean.files import Listing
 from edkit.clean.ranking import Captions, Said, sidecar_of
 from edkit.data.journal import Write
-from edkit.data.options import read_text
+from edkit.data.options import FOLDER_FILES, read_text, said_from_yaml, sidecar_name
 from edkit.data.sample import Tag
 from edkit.data.walk import nfc
+from edkit.data.yaml_text import CantEdit, Edits, edited, scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,8 @@ def merge(kept: Path, dropped: Sequence[Path], captions: Captions, listing: List
     main prompt. Then follow its own tags, and of each dropped image its main prompt, where that is another, and
     the tags not yet there (compared without case). An empty sidecar is an intended empty caption and
     stays empty. Written into the strongest sidecar there is (YAML keeps its other keys and all weights), else
-    into a new `.txt`, or a new `.yaml` where the words hold commas of their own or weights.
+    into a new text, or a new `.yaml` where the words hold commas of their own or weights. Raises CantEdit where
+    a YAML's tags can't be added to safely.
     """
     own = captions.of(kept)
     sidecar = sidecar_of(kept, listing)
@@ -58,8 +59,6 @@ def merge(kept: Path, dropped: Sequence[Path], captions: Captions, listing: List
     names = ", ".join(path.name for path in dropped)
     after = Said(main=main, tags=(*tags, *more))
     target, content = _written(kept, sidecar, after, more)
-    if content is None:
-        return None
     reason = f"captions of {names} merged into that of {kept.name}"
     return (
         Merged(path=kept, before=own.text if own.real else "", after=after.text, sidecar=target),
@@ -67,46 +66,28 @@ def merge(kept: Path, dropped: Sequence[Path], captions: Captions, listing: List
     )
 
 
-def _written(kept: Path, sidecar: Path | None, after: Said, more: Sequence[Tag]) -> tuple[Path, bytes | None]:
-    """The sidecar to write and its bytes; no bytes where the sidecar can't be rewritten safely."""
+def _written(kept: Path, sidecar: Path | None, after: Said, more: Sequence[Tag]) -> tuple[Path, bytes]:
+    """The sidecar to write and its bytes."""
     if sidecar is None:
         odd = any(", " in tag.text or tag.weight != 1.0 for tag in after.tags) or (
             bool(after.tags) and ", " in after.main
         )
-        if not odd:
-            return kept.with_suffix(".txt"), (after.text + "\n").encode("utf-8")
-        said = {"main_prompt": after.main, "tags": [_yaml_tag(tag) for tag in after.tags]}
-        return kept.with_suffix(".yaml"), _dumped(said)
+        target = kept.with_suffix(".yaml")
+        if not odd or target.name.lower() in FOLDER_FILES:
+            return kept.with_name(sidecar_name(kept.stem)), f"{after.text}\n".encode()
+        start = f"main_prompt: {scalar(after.main, flow=False)}\n"
+        return target, edited(start, Edits(add=after.tags)).encode()
+    text = read_text(sidecar)
     if sidecar.suffix.lower() in (".yaml", ".yml"):
-        return sidecar, _with_tags(sidecar, more)
-    text = read_text(sidecar).rstrip().rstrip(",")
-    return sidecar, (", ".join([text, *(tag.text for tag in more)]) + "\n").encode("utf-8")
+        return sidecar, _with_tags(text, sidecar, more).encode()
+    return sidecar, f"{', '.join([text.rstrip().rstrip(','), *(tag.text for tag in more)])}\n".encode()
 
 
-def _with_tags(sidecar: Path, more: Sequence[Tag]) -> bytes | None:
-    import yaml
-
-    try:
-        said = yaml.safe_load(read_text(sidecar)) or {}
-    except yaml.YAMLError:
-        return None
-    if not isinstance(said, dict):
-        return None
-    tags = said.get("tags") or []
-    if isinstance(tags, str):
-        tags = [tag.strip(" ,") for tag in tags.split(", ")]
-    if not isinstance(tags, list):
-        return None
-    said["tags"] = [*tags, *(_yaml_tag(tag) for tag in more)]
-    return _dumped(said)
-
-
-def _yaml_tag(tag: Tag) -> object:
-    return tag.text if tag.weight == 1.0 else {"tag": tag.text, "weight": tag.weight}
-
-
-def _dumped(said: dict[str, Any]) -> bytes:
-    import yaml
-
-    text: str = yaml.safe_dump(said, allow_unicode=True, sort_keys=False, width=1 << 20)
-    return text.encode("utf-8")
+def _with_tags(text: str, path: Path, more: Sequence[Tag]) -> str:
+    """The YAML text with more tags, all else in it as it was."""
+    new = edited(text, Edits(add=more))
+    before, after = said_from_yaml(text, path), said_from_yaml(new, path)
+    meant = replace(before.words, tags=(*before.words.tags, *more))
+    if after.words != meant or after.options != before.options or after.problems:
+        raise CantEdit("it is written in a way that can't be edited safely")
+    return new

@@ -29,6 +29,13 @@ FOLDER_FILES = frozenset(
 )
 """Names (lower case) that say something about a folder rather than about an image."""
 
+
+def sidecar_name(stem: str) -> str:
+    """The name of the caption text for an image's stem (`multiply.txt` would be an option of the folder)."""
+    plain = f"{stem}.txt"
+    return f"{stem}.caption" if plain.lower() in FOLDER_FILES or stem.lower() in FOLDER_FILES else plain
+
+
 MAX_MULTIPLY = 10_000
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_NODES = 20_000

@@ -439,6 +439,34 @@ def test_yaml_keeps_its_options_and_weights_and_reads_back(tmp_path: Path, draw:
     assert sample.options.multiply == 2
 
 
+def test_a_merge_leaves_what_else_a_yaml_says_as_it_is_written(tmp_path: Path, draw: Draw) -> None:
+    draw("large.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    text = "main_prompt: a dog  # Rex\ntags: [yes, 12:30, 007, 2.50]\n"
+    (tmp_path / "large.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "small.txt").write_text("a dog, sunny", encoding="utf-8")
+    dedupe(tmp_path, merge_captions=True)
+    assert (tmp_path / "large.yaml").read_text(encoding="utf-8") == text.replace("2.50]", "2.50, sunny]")
+
+
+def test_an_image_named_as_an_option_file_gets_no_option_file(tmp_path: Path, draw: Draw) -> None:
+    draw("multiply.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    (tmp_path / "small.txt").write_text("a dog, red", encoding="utf-8")
+    (merged,) = dedupe(tmp_path, merge_captions=True).merged
+    assert merged.sidecar == tmp_path / "multiply.caption"
+
+
+def test_a_yaml_that_cannot_be_read_stops_no_merge(tmp_path: Path, draw: Draw) -> None:
+    draw("large.png", 1, (640, 480))
+    draw("small.png", 1, (160, 120))
+    (tmp_path / "large.yaml").write_text("main_prompt: 2024-13-45\n", encoding="utf-8")
+    (tmp_path / "small.txt").write_text("a dog, sunny", encoding="utf-8")
+    (merged,) = dedupe(tmp_path, merge_captions=True).merged
+    assert merged.after == "2024-13-45, a dog, sunny"
+    assert left(tmp_path) == ["large.png", "large.yaml"]
+
+
 def test_an_intended_empty_caption_and_mirrored_words_change_nothing(tmp_path: Path, draw: Draw) -> None:
     draw("large.png", 1, (640, 480))
     draw("small.png", 1, (160, 120))

@@ -31,11 +31,11 @@ class Entry:
 class Edits:
     """What is to become of a sidecar's words: prompts, a whole caption text, lists of tags."""
 
-    prompt: Texts  # of the main prompt that leads
-    other: Texts  # of further main prompts
-    text: Texts  # of a whole caption text
-    tags: Callable[[list[Entry]], list[Entry]]
-    add: Sequence[str] = ()  # tags to put at the end of its first list; a list is made where there is none
+    prompt: Texts = str  # of the main prompt that leads
+    other: Texts = str  # of further main prompts
+    text: Texts = str  # of a whole caption text
+    tags: Callable[[list[Entry]], list[Entry]] = list
+    add: Sequence[Tag] = ()  # tags to put at the end of its first list; a list is made where there is none
 
 
 class CantEdit(Exception):
@@ -58,7 +58,7 @@ def edited(text: str, edits: Edits) -> str:
     changes: list[_Change] = []
     listed = _mapping(text, root, edits, changes, leads=True)
     if edits.add and not listed:
-        _add_key(text, root, f"tags: [{', '.join(scalar(tag, flow=True) for tag in edits.add)}]", changes)
+        _add_key(text, root, f"tags: [{', '.join(_new_tag(tag, flow=True) for tag in edits.add)}]", changes)
     for start, end, new in sorted(changes, reverse=True):
         text = text[:start] + new + text[end:]
     return text
@@ -123,8 +123,10 @@ def _tag_text(text: str, node: Any, edits: Edits, changes: list[_Change], *, flo
     pieces = [piece for raw in one_line_text(node.value).split(", ") if (piece := raw.strip(" ,"))]
     entries = [Entry(Tag(piece), i) for i, piece in enumerate(pieces)]
     new = [entry.tag.text for entry in edits.tags(entries)]
-    new += [tag for tag in edits.add if tag not in new]
+    new += [tag.text for tag in edits.add if tag.text not in new]
     if new != pieces:
+        if any(tag.weight != 1.0 for tag in edits.add):
+            raise CantEdit("its tags are one text, which holds no weights")
         changes.append((node.start_mark.index, node.end_mark.index, _as_written(node, ", ".join(new), flow=flow)))
 
 
@@ -136,7 +138,7 @@ def _sequence(text: str, key: Any, node: Any, edits: Edits, changes: list[_Chang
     if any(item.start_mark.index < end for item, end in zip(items[1:], ends, strict=False)):
         raise CantEdit("it uses anchors")
     new = edits.tags(list(entries))
-    new += [Entry(Tag(tag)) for tag in edits.add if all(entry.tag.text != tag for entry in new)]
+    new += [Entry(tag) for tag in edits.add if all(entry.tag.text != tag.text for entry in new)]
     if new == entries:
         return
     flow = bool(node.flow_style)
@@ -146,7 +148,7 @@ def _sequence(text: str, key: Any, node: Any, edits: Edits, changes: list[_Chang
             if entry != old and piece is not None:
                 changes.append((item.start_mark.index, item.end_mark.index, piece))
         return
-    written = [scalar(e.tag.text, flow=flow) if piece is None else piece for e, piece in zip(new, pieces, strict=True)]
+    written = [_new_tag(e.tag, flow=flow) if piece is None else piece for e, piece in zip(new, pieces, strict=True)]
     start, end = node.start_mark.index, node.end_mark.index
     if flow:
         if "#" in text[start:end] and "\n" in text[start:end]:
@@ -215,6 +217,13 @@ def _tag_of(item: Any) -> Tag | None:
         return Tag(one_line_text(said["tag"].value), float(weight) if weight else 1.0)
     except ValueError as error:
         raise CantEdit("a weight in it is no number") from error
+
+
+def _new_tag(tag: Tag, *, flow: bool) -> str:
+    """A tag as a list holds it: its text, or a mapping that gives its weight too."""
+    if tag.weight == 1.0:
+        return scalar(tag.text, flow=flow)
+    return f"{{tag: {scalar(tag.text, flow=True)}, weight: {tag.weight:.12g}}}"
 
 
 def _add_key(text: str, root: Any, line: str, changes: list[_Change]) -> None:
