@@ -71,6 +71,7 @@ class Said:
     words: Words = field(default_factory=Words)
     options: Options = NOTHING_SAID
     problems: tuple[Problem, ...] = ()
+    files: tuple[Path, ...] = ()  # caption files it names, and those that they name
 
 
 def read_text(path: Path) -> str:
@@ -259,6 +260,7 @@ class _Collector:
     ) -> None:
         self.where, self.folder, self.depth, self.keys = where, folder, depth, (*KEYS, *extra_keys)
         self.problems: list[Problem] = []
+        self.files: list[Path] = []
 
     def error(self, code: str, where: str, what: str, mend: str = "") -> None:
         self.problems.append(Problem(level="error", code=code, where=where, what=what, mend=mend))
@@ -273,7 +275,7 @@ class _Collector:
             self.error("bad-yaml", node.where, "must hold `key: value` lines", f"caption: {node.raw[:40]}")
             return Said(problems=tuple(self.problems))
         words, options = self.mapping(node.value, 0)
-        return Said(words=words, options=options, problems=tuple(self.problems))
+        return Said(words=words, options=options, problems=tuple(self.problems), files=tuple(self.files))
 
     def mapping(self, items: dict[str, _Node], nested: int) -> tuple[Words, Options]:
         from difflib import get_close_matches
@@ -310,6 +312,7 @@ class _Collector:
                 return Words(), NOTHING_SAID
             said = self.caption_file(self.folder / text, node.where)
             self.problems += said.problems
+            self.files += said.files
             return said.words, said.options
         return Words(text, True), NOTHING_SAID
 
@@ -327,8 +330,9 @@ class _Collector:
             self.problems.append(_problem("bad-encoding", error))
             return Said()
         if path.suffix.lower() in (".yaml", ".yml"):
-            return said_from_yaml(text, path, _depth=self.depth + 1)
-        return Said(words=caption_words(text))
+            said = said_from_yaml(text, path, _depth=self.depth + 1)
+            return replace(said, files=(path, *said.files))
+        return Said(words=caption_words(text), files=(path,))
 
     def prompts(self, node: _Node) -> Iterator[str]:
         for item in node.value if isinstance(node.value, list) else [node]:

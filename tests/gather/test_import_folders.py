@@ -102,6 +102,27 @@ def test_a_tree_means_the_same_when_it_is_imported(how: Any, tmp_path: Path) -> 
     assert any("notes.md" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("how", ["filename", "sidecar", "both"])
+def test_texts_under_a_folders_main_prompt_and_caption_files_mean_the_same(how: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    draw(source / "b.jpg", 26)  # its own text is stronger than the folder's main prompt, as no name is
+    (source / "b.txt").write_text("a red dog", "utf-8")
+    draw(source / "below" / "c.jpg", 27)
+    (source / "below" / "c.caption").write_text("a green dog", "utf-8")
+    (source / "global.yaml").write_text("caption: words/thing.yaml\n", "utf-8")
+    draw(source / "d.jpg", 28)
+    (source / "d.yaml").write_text("caption: d words.txt\n", "utf-8")
+    (source / "d words.txt").write_text("a blue dog", "utf-8")
+    (source / "words").mkdir()
+    (source / "words" / "thing.yaml").write_text("caption: more.txt\n", "utf-8")
+    (source / "words" / "more.txt").write_text("thing", "utf-8")
+    draw(source / "IMG_0003.jpg", 29)
+    import_folder(source, out=tmp_path / "out", captions=how)
+    assert sorted(s.main_prompt for s in read(source)) == ["a blue dog", "a green dog", "a red dog", "thing"]
+    assert meaning(tmp_path / "out") == meaning(source)
+    assert {p.code for p in read(tmp_path / "out").problems} == {p.code for p in read(source).problems}
+
+
 def test_a_mask_comes_along_with_its_image(tmp_path: Path) -> None:
     draw(tmp_path / "src" / "a dog_7.png", 1)
     mask = draw(tmp_path / "src" / "a dog_7-masklabel.png", 2)
