@@ -231,7 +231,9 @@ def _once(spots: Iterable[Spot]) -> list[Spot]:
 # ---- what the reader and the decoder say
 
 _OF_IMAGES = frozenset({"camera-name", "no-caption", "unreadable-image", "clashing-names", "image-twice"})
-_NO_FILE = frozenset({"unreadable-folder", "bad-row", "missing-image", "multiply-zero", "prose-shuffled"})
+_NO_FILE = frozenset(
+    {"unreadable-folder", "not-unicode", "bad-row", "missing-image", "multiply-zero", "prose-shuffled"}
+)
 
 
 def _from_reader(problem: Problem) -> Spot:

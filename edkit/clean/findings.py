@@ -224,6 +224,12 @@ KINDS: dict[str, Kind] = {
         why="Whatever is in them doesn't train.",
         by_hand="Give yourself the right to read them.",
     ),
+    "not-unicode": Kind(
+        one="1 name is not Unicode",
+        many="{n} names are not Unicode",
+        why="No caption, table or other machine could take these names, so the files and folders aren't read.",
+        by_hand="Rename them. On Linux they are mostly Latin-1 of an old disk or archive: convmv mends many at once.",
+    ),
     "bad-row": Kind(
         one="1 row of the manifest is not understood",
         many="{n} rows of the manifest are not understood",

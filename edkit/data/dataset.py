@@ -235,8 +235,8 @@ class Dataset:
     def without_errors(self) -> tuple[Dataset, list[LeftOut]]:
         """The set without everything that an error stands against, and the list of what that left out."""
         left_out = [LeftOut(path=str(self.path(i)), problem=p) for i, p in sorted(self._blocked.items())]
-        # what never became a sample: a manifest's bad rows and missing images, folders that can't be read
-        nowhere = ("missing-image", "bad-row", "unreadable-folder")
+        # what never became a sample: a manifest's bad rows and missing images, what can't be read or named
+        nowhere = ("missing-image", "bad-row", "unreadable-folder", "not-unicode")
         left_out += [LeftOut(path=p.where, problem=p) for p in self.errors if p.code in nowhere]
         out = self.drop(self._blocked) if self._blocked else copy.copy(self)
         out.problems = out.warnings

@@ -39,7 +39,7 @@ from edkit.data.options import (
 )
 from edkit.data.progress import Progress
 from edkit.data.sample import NOTHING_SAID, OPTION_NAMES, Caption, Options, Tag, split_text
-from edkit.data.walk import Listing, list_folder, nfc, walk
+from edkit.data.walk import NOT_UNICODE, Listing, is_unicode, list_folder, nfc, walk
 
 BY_NAME, BY_FALLBACK = "<name>", "<fallback>"
 """Caption sources that are neither a sidecar (".txt") nor a path."""
@@ -405,6 +405,9 @@ class Reader:
             self.skipped.append(Skipped(path=Path(listing.path, name), reason=reason))
             if name == "":
                 self._problem("error", "unreadable-folder", listing.path, reason)
+            elif reason == NOT_UNICODE:
+                where = os.path.join(listing.path, name)
+                self._problem("error", "not-unicode", where, f"{reason}, so it is not read", "rename it")
         for one, other in listing.clashes:
             self._warn(
                 "clashing-names",
@@ -464,7 +467,7 @@ class Reader:
                     listings[folder] = list_folder(folder, stats=self.cache is not None)
                 except (OSError, ValueError):  # ValueError: a NUL or half a character in the path
                     listings[folder] = Listing(folder)
-            if not os.path.isfile(full):
+            if not (is_unicode(image) and os.path.isfile(full)):
                 self._problem(
                     "error",
                     "missing-image",

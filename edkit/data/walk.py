@@ -18,6 +18,10 @@ MASK = "-masklabel"
 """What OneTrainer's masks have between their image's stem and `.png`; a mask belongs to its image and is none."""
 
 
+NOT_UNICODE = "its name is not Unicode"
+"""Why a file or folder was skipped whose name no caption, table or other machine could take (Latin-1 on Linux)."""
+
+
 @dataclass(slots=True)
 class Listing:
     """One folder's files by their role; names as the file system spells them, sorted."""
@@ -40,18 +44,32 @@ def nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def is_unicode(name: str) -> bool:
+    """Whether the name's bytes were Unicode: what was not comes as halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def list_folder(path: str, *, stats: bool = False) -> Listing:
     """The folder's files by role (`stats`: with sizes and times); OSError where it can't be read."""
     found = Listing(path)
     maybe_masks: list[str] = []
     with _scanned(path) as (entries, folder):
-        plain = "".join([entry.name for entry in entries]).isascii()
+        names = "".join([entry.name for entry in entries])
+        plain = names.isascii()
+        some_odd = not plain and not is_unicode(names)
         if plain:
             entries.sort(key=attrgetter("name"))
         else:
             entries.sort(key=lambda entry: (nfc(entry.name), entry.name))
         for entry in entries:
             name = entry.name
+            if some_odd and not is_unicode(name):
+                found.skipped.append((os.fsencode(name).decode("utf-8", "backslashreplace"), NOT_UNICODE))
+                continue
             try:
                 if not entry.is_file():
                     if not entry.is_dir():

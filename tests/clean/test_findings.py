@@ -15,6 +15,7 @@ from edkit.data.errors import Problem
 
 BY_HAND = {  # what no command can know how to mend
     "unreadable-folder",
+    "not-unicode",
     "bad-row",
     "missing-image",
     "said-twice",

@@ -384,6 +384,22 @@ def test_odd_files_are_named_and_nothing_is_skipped_in_silence(make: Make) -> No
     assert not ds.errors and len(ds) == 3
 
 
+def test_a_name_that_is_not_unicode_is_an_error_and_never_a_caption(make: Make) -> None:
+    root = make({"a cat_1.jpg": SIZE, "b/a cow_1.jpg": SIZE})
+    try:
+        (root / "a cat_1.jpg").rename(root / os.fsdecode(b"caf\xe9 dog.jpg"))
+        (root / "b").rename(root / os.fsdecode(b"f\xe9"))
+    except (OSError, UnicodeDecodeError):
+        pytest.skip("names are Unicode here")
+    Path(root, "é_1.jpg").touch()
+    ds = read(root, sizes=False)
+    assert [s.main_prompt for s in ds] == ["é"] and codes(ds) == ["not-unicode"] * 2
+    assert sorted(s.path.name for s in ds.skipped) == ["caf\\xe9 dog.jpg", "f\\xe9"]
+    assert len(ds.without_errors()[1]) == 2
+    (root / "set.json").write_text(json.dumps([{"image": "caf\udce9 dog.jpg"}]))
+    assert codes(read(root / "set.json")) == ["missing-image"]
+
+
 def test_names_that_differ_in_case_alone_are_warned_of(make: Make) -> None:
     root = make({"Person_1.jpg": SIZE, "person_1.jpg": SIZE})
     if len(list(root.iterdir())) == 2:  # not on a file system that takes them for one
