@@ -17,7 +17,7 @@ from typing import Any
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.names import safe_name
-from edkit.data.options import read_text
+from edkit.data.options import MAX_MULTIPLY, read_text
 from edkit.data.progress import SILENT, Progress
 from edkit.data.walk import list_folder, nfc
 from edkit.gather.candidate import Candidate, Funnel
@@ -142,6 +142,9 @@ def import_kohya(
         raise UsageError(f"{source}: no such folder or dataset.toml")
     for subset in subsets:
         check_apart(absolute(subset.folder), absolute(out))
+        if subset.repeats > MAX_MULTIPLY:
+            what = f"{subset.repeats:,} repeats: {MAX_MULTIPLY:,} is the most there can be"
+            raise BadInput(what, where=str(subset.folder), mend="lower its number, or move the folder away")
     told = _Told()
 
     def items(funnel: Funnel) -> Iterator[Item]:
@@ -449,6 +452,9 @@ def _finish(subsets: Sequence[Subset], out: Path, notes: Notes) -> None:
     there = [s for s in subsets if (out / s.name).is_dir()]
     counts = [(len(list_folder(str(out / s.name)).images), s.repeats, s.is_reg) for s in there]
     for subset, (images, repeats, _), multiply in zip(there, counts, multiplies(counts), strict=True):
+        if multiply > MAX_MULTIPLY:  # few regularization images for a great many training images
+            notes.lines.append(f"{subset.name}: multiply is {MAX_MULTIPLY:,}, the most there can be, not {multiply:,f}")
+            multiply = Decimal(MAX_MULTIPLY)
         text = f"{multiply:f}"
         place = out / subset.name
         if multiply != 1 or (place / "multiply.txt").exists():

@@ -224,6 +224,19 @@ def test_repeats_become_multiply_and_reg_images_their_share(tmp_path: Path) -> N
     assert texts(tmp_path / "out")["reg dog/multiply.txt"] == "1.32"
 
 
+def test_more_repeats_than_multiply_can_say_are_refused_and_a_reg_folders_are_cut(tmp_path: Path) -> None:
+    draw(tmp_path / "t" / "20000_cat" / "0.png", 1)
+    with pytest.raises(BadInput, match="20000_cat: 20,000 repeats: 10,000 is the most"):
+        import_kohya(tmp_path / "t", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "t" / "20000_cat").rename(tmp_path / "t" / "9000_cat")
+    draw(tmp_path / "t" / "9000_cat" / "1.png", 2)
+    draw(tmp_path / "reg" / "1_animal" / "0.png", 3)
+    result = import_kohya(tmp_path / "t", reg=tmp_path / "reg", out=tmp_path / "out")
+    assert "reg animal: multiply is 10,000, the most there can be, not 18,000" in result.notes
+    assert not read(tmp_path / "out").errors and texts(tmp_path / "out")["reg animal/multiply.txt"] == "10000"
+
+
 def test_a_persons_multiply_is_journaled_and_undone(tmp_path: Path) -> None:
     source = project(tmp_path / "lora") / "img"
     (tmp_path / "out" / "sks dog").mkdir(parents=True)
