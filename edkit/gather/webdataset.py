@@ -18,7 +18,7 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.data.options import decode, one_line_text
 from edkit.data.progress import SILENT, Progress
 from edkit.gather.archives import Fault, Sample, samples
-from edkit.gather.candidate import Candidate, Funnel
+from edkit.gather.candidate import Candidate, Funnel, whole_text
 from edkit.gather.local import Imported, Item, Target, absolute, run_import
 from edkit.gather.place import Captions
 
@@ -198,6 +198,7 @@ def short_hash(data: bytes) -> str:
 
 def captioned(item: Item, text: str, fallback: str | None) -> Item:
     """The item with its caption, or the one that stands in for none, or refused."""
+    text = whole_text(text).strip()
     if not text and fallback is None:
         item.refused, item.data = "no-caption", None
         return item

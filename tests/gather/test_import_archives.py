@@ -100,12 +100,14 @@ def test_half_a_character_or_a_control_character_in_a_caption_is_left_out(tmp_pa
         {"caption": "a dog \ud83d"},  # cut in the middle of an emoji
         {"caption": "a \x00 cat\x07, red", "author": "Ann\udc00"},
         {"caption": "a bird", "url": "https://a.example/\ud800.jpg"},
+        {"caption": "\x00\udc00"},
     ]
     members: Members = []
     for i, meta in enumerate(metas):
         members += [(f"{i}.jpg", jpeg(i)), (f"{i}.json", json.dumps(meta).encode())]
     (tmp_path / "s.tar").write_bytes(tar(members))
-    assert import_webdataset([tmp_path / "s.tar"], out=tmp_path / "out").kept == 3
+    result = import_webdataset([tmp_path / "s.tar"], out=tmp_path / "out")
+    assert result.outcomes == {"ok": 3, "no-caption": 1}
     assert captions(tmp_path / "out") == ["a  cat, red", "a bird", "a dog"]
     assert {row.author for row in ledger(tmp_path / "out")} == {None, "Ann"}
 
