@@ -452,6 +452,7 @@ def balance(
     asked = bool(wish.set or wish.per_epoch or wish.share or wish.equalize or from_run)
     with Catalog.open(root, state_dir=state_dir, write=asked and not dry_run, command=command) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
+        dataset.must_be_whole()
         before = folders_of(dataset, certain=asked)
         if not before:
             raise BadInput("no images in it", where=str(root))

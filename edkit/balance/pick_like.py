@@ -159,6 +159,7 @@ class _Side:
         from edkit.data.plan import nearest_many
 
         dataset = read(root, catalog=catalog, progress=progress)
+        dataset.must_be_whole()
         gone = {i for i in range(len(dataset)) if _below(dataset.path(i), without)} if _inside(root, without) else set()
         multiply = np.asarray([float(option.multiply or 0) for option in dataset.option_table] or [0.0])
         gone.update(np.flatnonzero((dataset.widths == 0) | (multiply[dataset.option_ids] == 0)).tolist())

@@ -152,9 +152,9 @@ def plan(
         whole = read(root, catalog=catalog, caption_fallback=caption_fallback, progress=progress)
         named = family if family in FAMILIES else None
         rate = last_rate(catalog, resolution=wanted, family=named) if catalog else None
+    dataset, _ = whole.without_errors()
     if not len(whole):
         raise BadInput("no images in it", where=str(root))
-    dataset, _ = whole.without_errors()
     if not len(dataset):
         first = str(whole.errors[0]).removeprefix("error: ")
         raise BadInput(

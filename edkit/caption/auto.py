@@ -101,6 +101,7 @@ def caption_auto(
     below = chosen_folder(root, folder)
     with Catalog.open(root, state_dir=state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
+        dataset.must_be_whole()
         if not len(dataset):
             raise BadInput("no images in it", where=str(root))
         folders = [one for one in folders_of(dataset) if below is None or below in (one.path, *one.path.parents)]

@@ -91,6 +91,7 @@ def rename_captions(
 
     with Catalog.open(root, state_dir=state_dir, write=not dry_run, command=command, progress=progress) as catalog:
         dataset = read(root, sizes=False, catalog=catalog, progress=progress)
+        dataset.must_be_whole()
         if not len(dataset):
             raise BadInput("no images in it", where=str(root))
         changes: list[Change] = []

@@ -92,6 +92,7 @@ def caption_words(
     root = folder_at(root)
     below = chosen_folder(root, folder)
     dataset = read(root, sizes=False, progress=progress)
+    dataset.must_be_whole()
     if not len(dataset):
         raise BadInput("no images in it", where=str(root))
     tables: dict[str, _Table] = {}

@@ -232,7 +232,15 @@ def _once(spots: Iterable[Spot]) -> list[Spot]:
 
 _OF_IMAGES = frozenset({"camera-name", "no-caption", "unreadable-image", "clashing-names", "image-twice"})
 _NO_FILE = frozenset(
-    {"unreadable-folder", "not-unicode", "bad-row", "missing-image", "multiply-zero", "prose-shuffled"}
+    {
+        "unreadable-folder",
+        "unfinished-change",
+        "not-unicode",
+        "bad-row",
+        "missing-image",
+        "multiply-zero",
+        "prose-shuffled",
+    }
 )
 
 

@@ -230,6 +230,13 @@ KINDS: dict[str, Kind] = {
         why="No caption, table or other machine could take these names, so the files and folders aren't read.",
         by_hand="Rename them. On Linux they are mostly Latin-1 of an old disk or archive: convmv mends many at once.",
     ),
+    "unfinished-change": Kind(
+        one="1 folder is in the midst of a change",
+        many="{n} folders are in the midst of a change",
+        why="Images without their names are not to be seen, and nothing of the set trains.",
+        by_hand="Let the command that is at it end, and check again, with the --state-dir it had, if any. Where that"
+        " state is lost: look at the .edkit-* files, and name them yourself.",
+    ),
     "bad-row": Kind(
         one="1 row of the manifest is not understood",
         many="{n} rows of the manifest are not understood",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edkit.data.errors import BadInput, Problem, UsageError
 from edkit.data.known import Cache
 from edkit.data.progress import SILENT, Progress
-from edkit.data.reader import BY_FALLBACK, BY_NAME, Columns, Reader, Skipped
+from edkit.data.reader import BY_FALLBACK, BY_NAME, UNFINISHED, Columns, Reader, Skipped
 from edkit.data.sample import DEFAULTS, NOTHING_SAID, Caption, Options, Sample
 from edkit.data.walk import nfc
 
@@ -198,6 +198,12 @@ class Dataset:
         named = ~np.isin(np.arange(len(self)), np.fromiter(self._blocked, np.int64, len(self._blocked)))
         return int((np.isin(self.caption_ids, empty) & named).sum())
 
+    def must_be_whole(self) -> None:
+        """Raise BadInput where a change that is under way, or was interrupted, hides images of the set."""
+        for problem in self.problems:
+            if problem.code == UNFINISHED:
+                raise BadInput(problem.what, where=problem.where, mend=problem.mend)
+
     # -- leaving out
 
     def drop(self, indices: Iterable[int]) -> Dataset:
@@ -233,7 +239,11 @@ class Dataset:
         return out
 
     def without_errors(self) -> tuple[Dataset, list[LeftOut]]:
-        """The set without everything that an error stands against, and the list of what that left out."""
+        """The set without everything that an error stands against, and the list of what that left out.
+
+        Raises BadInput as `must_be_whole` does: what can't be seen can't be listed.
+        """
+        self.must_be_whole()
         left_out = [LeftOut(path=str(self.path(i)), problem=p) for i, p in sorted(self._blocked.items())]
         # what never became a sample: a manifest's bad rows and missing images, what can't be read or named
         nowhere = ("missing-image", "bad-row", "unreadable-folder", "not-unicode")

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 STATE = ".edkit"
+_WAITING = re.compile(r"\.edkit-[0-9a-f]{6}-\d+")
 SETTLED_NS = 2_000_000_000
 """A file changed this recently (ns) may change again within one tick of its clock: nothing is kept of it."""
 
@@ -28,6 +30,16 @@ def state_dir_for(root: Path, state_dir: Path | None = None) -> Path:
         if (ancestor / STATE).is_dir():
             return ancestor / STATE
     return folder / STATE
+
+
+def waiting_name(token: str, seq: int) -> str:
+    """What a file is called while a change of names is under way (no image's ending: no trainer walks into it)."""
+    return f".edkit-{token}-{seq}"
+
+
+def is_waiting(name: str) -> bool:
+    """Whether `waiting_name` gave this name: the file's own name comes when the change is finished."""
+    return _WAITING.fullmatch(name) is not None
 
 
 class Places:

@@ -43,6 +43,8 @@ from edkit.data.walk import NOT_UNICODE, Listing, is_unicode, list_folder, nfc, 
 
 BY_NAME, BY_FALLBACK = "<name>", "<fallback>"
 """Caption sources that are neither a sidecar (".txt") nor a path."""
+UNFINISHED = "unfinished-change"
+"""The error of a folder that is in the midst of a change: some of its images are not to be seen."""
 PART = 8192  # files read together
 
 
@@ -400,7 +402,15 @@ class Reader:
         return self._globals[listing.path]
 
     def _note(self, listing: Listing) -> None:
-        """What the listing shows besides images: skipped files, clashes, sidecars of nothing."""
+        """What the listing shows besides images: hidden and skipped files, clashes, sidecars of nothing."""
+        if listing.num_waiting:
+            self._problem(
+                "error",
+                UNFINISHED,
+                listing.path,
+                f"a change under way, or an interrupted one, hides {listing.num_waiting:,} of its files",
+                "let its command end; edkit check DIR finishes an interrupted one",
+            )
         for name, reason in listing.skipped:
             self.skipped.append(Skipped(path=Path(listing.path, name), reason=reason))
             if name == "":

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from edkit.data.atomic import copy_new, move_new, rename_new, same_bytes, sha256_of, sync_folder, write_synced
 from edkit.data.database import transaction
 from edkit.data.errors import NoSpace
-from edkit.data.places import Places
+from edkit.data.places import Places, waiting_name
 from edkit.data.progress import SILENT, Progress
 
 FINISHED = 4
@@ -254,9 +254,9 @@ class _Worker:
         return self._waiting(row) if row.step == VACATED else row.dst
 
     def _waiting(self, row: Row) -> str:
-        """The temporary name between vacate and place (no image's ending: no trainer walks into it)."""
+        """The temporary name between vacate and place."""
         assert row.src is not None
-        return os.path.join(os.path.dirname(row.src), f".edkit-{self.token}-{row.seq}")
+        return os.path.join(os.path.dirname(row.src), waiting_name(self.token, row.seq))
 
     def _part(self, row: Row) -> str:
         """The temporary name of a file that is being written beside its final name."""

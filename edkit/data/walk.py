@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from edkit.data.image import IMAGE_SUFFIXES, is_image
 from edkit.data.options import FOLDER_FILES, SIDECAR_SUFFIXES
+from edkit.data.places import is_waiting
 
 STATE_NAME = ".edkit"
 MASK = "-masklabel"
@@ -36,6 +37,7 @@ class Listing:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     clashes: list[tuple[str, str]] = field(default_factory=list)  # names that differ in case or ending alone
     image_stats: array[int] = field(default_factory=lambda: array("q"))  # of each image: size, mtime_ns
+    num_waiting: int = 0  # files that a change under way, or an interrupted one, has taken the names of
     sidecar_stats: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> (size, mtime_ns)
 
 
@@ -83,6 +85,8 @@ def list_folder(path: str, *, stats: bool = False) -> Listing:
                 if name[0] == ".":
                     if is_image(name):
                         found.skipped.append((name, "a hidden file"))
+                    elif is_waiting(name):
+                        found.num_waiting += 1
                     continue
                 stem, _, ending = name.rpartition(".")
                 stem, suffix = (stem, f".{ending}") if stem else (name, "")

@@ -441,6 +441,7 @@ def _catalog(root: Path, state_dir: Path | None, *, write: bool, progress: Progr
 
 
 def _without_errors(dataset: Dataset, s: TrainSettings, progress: Progress) -> tuple[Dataset, list[str]]:
+    dataset.must_be_whole()
     errors = dataset.errors
     if not errors:
         return dataset, []

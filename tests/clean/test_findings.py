@@ -16,6 +16,7 @@ from edkit.data.errors import Problem
 BY_HAND = {  # what no command can know how to mend
     "unreadable-folder",
     "not-unicode",
+    "unfinished-change",
     "bad-row",
     "missing-image",
     "said-twice",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from edkit.cli.app import app
+from edkit.data import redo
 from edkit.data.catalog import Catalog
-from edkit.data.errors import UsageError
+from edkit.data.errors import BadInput, UsageError
 from edkit.data.journal import Move, Trash, apply
 
 
@@ -83,3 +86,32 @@ def test_a_folder_without_a_state_has_no_history_and_gets_none(tmp_path: Path) -
     assert say("undo", tmp_path) == "Nothing to undo.\n"
     assert say("trash", "empty", tmp_path) == "Deleted 0 files, 0 bytes, for good\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_counts_a_part_of_a_set_that_is_in_the_midst_of_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = [tmp_path / f"a {name}_1.png" for name in ("dog", "cat")]
+    for path in pair:
+        Image.new("RGB", (64, 64), "red").save(path)
+    run = redo._Worker.run
+
+    def killed(self: redo._Worker, phase: int) -> Iterator[int]:
+        if phase == 2:
+            raise KeyboardInterrupt
+        yield from run(self, phase)
+
+    monkeypatch.setattr(redo._Worker, "run", killed)
+    with Catalog.open(tmp_path) as catalog, pytest.raises(KeyboardInterrupt):
+        apply(catalog, [Move(*pair), Move(*reversed(pair))], verb="swap")
+    monkeypatch.undo()
+    plan = [
+        "plan",
+        "--state-dir",
+        str(tmp_path / "none"),
+    ]  # else it may write what it measures, and finishes the change
+    for command in (plan, ["caption", "words"], ["balance"], ["rename-captions", "--dry-run"]):
+        result = CliRunner().invoke(app, [*command, str(tmp_path)])
+        assert isinstance(result.exception, BadInput) and "hides 2 of its files" in str(result.exception), command
+    assert "Undid operation 1: 2 changes" in say("undo", tmp_path)  # which finishes it first
+    assert "2 images" in say("caption", "words", tmp_path)

@@ -725,3 +725,14 @@ def test_a_warm_read_sees_sidecars_come_and_go(make: Make) -> None:
         ds = read(root, catalog=cache)
         assert [text(ds, i) for i in range(4)] == ["a dog", "a dog", "two", "three"]
         assert [path.name for path in ds.sources(2)] == ["a dog_2.txt"]
+
+
+def test_a_set_in_the_midst_of_a_change_says_so(make: Make) -> None:
+    root = make({"a/a dog_1.jpg": SIZE, "a/.edkit-1a2b3c-0": "", "a/.edkit-1a2b3c-12": "", "b/a cat_1.jpg": SIZE})
+    (root / "b" / ".edkit-1a2b3c4d5e6f").write_bytes(b"a page that is being written hides no image")
+    ds = read(root)
+    (problem,) = ds.errors
+    assert (problem.code, problem.where) == ("unfinished-change", str(root / "a"))
+    for refused in (ds.must_be_whole, ds.without_errors):
+        with pytest.raises(BadInput, match=r"hides 2 of its files \(.*edkit check DIR finishes"):
+            refused()
