@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import sys
 import tomllib
 import types
 import typing
@@ -203,18 +204,19 @@ def read_settings(
     a TOML file are relative to it. `say` is told what of a `train.json` has no place here; `over` lays what was
     said, once it is checked, over settings from elsewhere.
 
-    Raises BadInput with file and line: unknown key (and the nearest known one), wrong type, value out of
-    range.
+    Raises BadInput with file and line (of JSON: file and key): unknown key (and the nearest known one), wrong
+    type, value out of range.
     """
     said: dict[str, Any] = {}
-    lines: dict[str, int] = {}
+    origins: dict[str, str] = {}
     if path is not None and is_everydream(path):
         theirs = read_everydream(path)
-        said = theirs.settings
+        said, origins = theirs.settings, theirs.origins
         for note in theirs.notes:
-            say(f"{path.name}: {note}")
+            say(note)
     elif path is not None:
         said, lines = _read_toml(path)
+        origins = {key: f"{path}:{line}" for key, line in lines.items()}
     said |= {key: value for key, value in (flags or {}).items() if value is not None}
     for key, option in (("data_root", "--data-root"), ("model", "--model")):
         if key not in said:
@@ -223,9 +225,10 @@ def read_settings(
         TrainSettings(**said)
         return TrainSettings(**over(said))
     except SettingError as error:
-        if path is not None and error.key in lines and error.key not in (flags or {}):
-            raise SettingError(error.key, error.what, where=f"{path}:{lines[error.key]}", mend=error.mend) from None
-        raise SettingError(error.key, error.what, where=f"--{error.key.replace('_', '-')}", mend=error.mend) from None
+        where = f"--{error.key.replace('_', '-')}"
+        if error.key not in (flags or {}):
+            where = origins.get(error.key, where)
+        raise SettingError(error.key, error.what, where=where, mend=error.mend) from None
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:
@@ -427,7 +430,8 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
 
 def _is(value: Any, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        # a whole number may be too large for a float
+        return isinstance(value, float) or (_is(value, int) and abs(value) <= sys.float_info.max)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(kind, type) and isinstance(value, kind)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edkit.data.errors import BadInput
+from edkit.data.errors import BadInput, EdkitError
 from edkit.train.everydream import KEYS, VALIDATION_KEYS
 from edkit.train.run import train
 from edkit.train.settings import TrainSettings, read_settings
@@ -154,6 +157,144 @@ def test_what_it_does_not_do_is_refused_by_name(tmp_path: Path, change: dict[str
     with pytest.raises(BadInput, match=said) as error:
         read_settings(write(tmp_path, **change))
     assert str(tmp_path / "train.json") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"max_epochs": "5"}, "train.json: max_epochs: '5' is not a whole number"),
+        ({"max_steps": -2}, "train.json: max_steps: -2: must be at least 1"),
+        ({"cond_dropout": 10**400}, "train.json: cond_dropout: 1.* is not a number"),
+        ({"batch_size": 2.5}, "train.json: batch_size = 2.5: a whole number is wanted"),
+        ({"grad_accum": "x"}, 'train.json: grad_accum = "x": a whole number is wanted'),
+        ({"grad_accum": -2}, "train.json: grad_accum = -2: must be at least 1"),
+        ({"disable_amp": "false"}, 'train.json: disable_amp = "false": true or false is wanted'),
+        ({"run_name": 5}, "train.json: run_name = 5: text is wanted"),
+        ({"ema_update_interval": 0.5}, "train.json: ema_update_interval = 0.5: a whole number is wanted"),
+        ({"ema_decay_rate": 0.9, "ema_update_interval": 0}, "ema_update_interval = 0: must be at least 1"),
+        ({"rated_dataset_target_dropout_percent": "x"}, "target_dropout_percent = .x.: a number is wanted"),
+        ({"rated_dataset": True, "rated_dataset_target_dropout_percent": 100}, "train.json: rated_dataset_target"),
+        ({"clip_grad_norm": [1]}, r"train.json: clip_grad_norm = \[1\]: a number is wanted"),
+        ({"sample_prompts": 3}, "train.json: sample_prompts = 3: text is wanted"),
+        ({"sample_prompts": "x" * 5000}, "there is no such file"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_file_and_key(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        read_settings(write(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("optimizer.json", {"base": [1]}, r"base = \[1\]: an object is wanted"),
+        ("optimizer.json", {"base": {"lr": "x"}}, 'base.lr = "x": a number is wanted'),
+        ("optimizer.json", {"base": {"weight_decay": -1}}, "base.weight_decay: -1.*must not be negative"),
+        ("optimizer.json", {"text_encoder_lr_scale": "x"}, 'text_encoder_lr_scale = "x": a number is wanted'),
+        ("optimizer.json", {"text_encoder_freezing": {"freeze_front_n_layers": "x"}}, "freezing.freeze_front_n_layers"),
+        ("optimizer.json", {"text_encoder_freezing": {"freeze_front_layers": 1}}, "did you mean 'freeze_front_n_lay"),
+        ("optimizer.json", {"text_encoder_overrides": {"lr": [1]}}, "text_encoder_overrides.lr.*a number is wanted"),
+        ("validation_default.json", {"every_n_epochs": "x"}, "every_n_epochs.*a whole number is wanted"),
+        ("validation_default.json", {"auto_split_proportion": 2}, "auto_split_proportion: 2.0: must lie between"),
+        ("validation_default.json", {"validate_training": "no"}, "validate_training.*true or false is wanted"),
+        ("validation_default.json", {"extra_manual_datasets": {"a": 5}}, "extra_manual_datasets.a = 5: text is wanted"),
+        ("sample_prompts.json", {"generate_samples_every_n_steps": "x"}, "every_n_steps.*a whole number is wanted"),
+    ],
+)
+def test_the_files_it_names_are_read_by_the_same_rules(
+    tmp_path: Path, name: str, change: dict[str, Any], said: str
+) -> None:
+    path = write(tmp_path, sample_prompts="sample_prompts.json")
+    (tmp_path / name).write_text(json.dumps(change), encoding="utf-8")
+    with pytest.raises(BadInput, match=said) as error:
+        read_settings(path)
+    assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "change", "said"),
+    [
+        ("batch_size", {"grad_accum": 4}, "grad_accum = 4.*give batch_size"),
+        ("batch_size", {"scale_lr": True}, "scale_lr = true.*give batch_size"),
+        ("lr", {"scale_lr": True}, "scale_lr = true.*give lr"),
+        ("lr", {"optimizer_config": "scale.json"}, "scale.json: text_encoder_lr_scale = 0.5.*give lr"),
+    ],
+)
+def test_a_value_that_hangs_on_one_left_out_is_refused(
+    tmp_path: Path, left_out: str, change: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "scale.json").write_text('{"text_encoder_lr_scale": 0.5}', encoding="utf-8")
+    path = write(tmp_path, **change)
+    path.write_text(json.dumps({k: v for k, v in (TRAIN | change).items() if k != left_out}), encoding="utf-8")
+    with pytest.raises(BadInput, match=said):
+        read_settings(path)
+
+
+def test_the_run_is_named_by_what_names_there_are(tmp_path: Path) -> None:
+    for change, folder in [
+        ({"run_name": "a"}, "logs.a"),
+        ({"run_name": "a", "project_name": None, "logdir": None}, "logs.a"),
+        ({"project_name": None, "logdir": "elsewhere"}, "elsewhere.run"),
+    ]:
+        assert re.fullmatch(rf"{folder}-\d{{8}}-\d{{6}}", str(read_settings(write(tmp_path, **change)).out))
+
+
+def test_a_word_that_a_stronger_one_overrules_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = write(tmp_path, lr_scheduler="cosine", attn_type="xformers", sample_prompts="sample_prompts.json")
+    samples = SAMPLES.replace('"seed": 7', '"seed": 7, "generate_samples_every_n_steps": 50')
+    (tmp_path / "sample_prompts.json").write_text(samples, encoding="utf-8")
+    s = read_settings(path, say=told.append)
+    assert (s.lr, s.lr_schedule, s.sample_every_steps) == (1.5e-6, "constant", 50)
+    assert told == [
+        f"{path}: lr_scheduler: {tmp_path / 'optimizer.json'}: base.lr_scheduler is stronger",
+        f"{tmp_path / 'optimizer.json'}: base.lr: {path}: lr is stronger",
+        f"{path}: sample_steps: {tmp_path / 'sample_prompts.json'}: generate_samples_every_n_steps is stronger",
+        f"{path}: attn_type: attention is torch's own",
+    ]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+    | st.sampled_from([10**400, -(10**400), "\ud800", "\0", "x" * 5000, "photos"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+LEFT_OUT = object()
+TEXT_ENCODER = {"unfreeze_last_n_layers": None, **OPTIMIZER["text_encoder_freezing"]}
+# every object of a config, as it is written and with all keys it may have
+OBJECTS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("train.json",): dict.fromkeys(KEYS) | TRAIN | {"sample_prompts": "samples.json"},
+    ("optimizer.json",): OPTIMIZER,
+    ("optimizer.json", "base"): OPTIMIZER["base"],
+    ("optimizer.json", "text_encoder_overrides"): dict.fromkeys(OPTIMIZER["base"]),
+    ("optimizer.json", "text_encoder_freezing"): TEXT_ENCODER,
+    ("validation_default.json",): dict.fromkeys(VALIDATION_KEYS) | {"manual_data_root": "photos"},
+    ("samples.json",): {"generate_samples_every_n_steps": 50},
+}
+PLACES = [(*place, key) for place, said in OBJECTS.items() for key in said]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(PLACES), ANY | st.just(LEFT_OUT), max_size=3))
+def test_whatever_the_keys_say_it_ends_in_settings_or_an_error_of_edkit(changes: dict[tuple[str, ...], Any]) -> None:
+    files: dict[str, Any] = {}
+    for place, said in OBJECTS.items():
+        kept = {key: changes.get((*place, key), value) for key, value in said.items()}
+        kept = {key: value for key, value in kept.items() if value is not LEFT_OUT}
+        if len(place) == 1:
+            files[place[0]] = kept
+        elif place not in changes:
+            files[place[0]][place[1]] = kept
+    with tempfile.TemporaryDirectory() as folder:
+        for name, said in files.items():
+            (Path(folder) / name).write_text(json.dumps(said), encoding="utf-8")
+        try:
+            assert isinstance(read_settings(Path(folder) / "train.json"), TrainSettings)
+        except EdkitError as error:
+            str(error).encode()
 
 
 def test_other_optimizers_are_named(tmp_path: Path) -> None:
