@@ -453,6 +453,8 @@ def _in_words(wanted: tuple[Any, ...]) -> str:
 def _data_root(name: str, value: Any) -> DataRoot:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
+    if isinstance(value, list | tuple) and len(value) == 1:  # as the command line says it
+        return _data_root(name, value[0])
     if isinstance(value, list | tuple) and value and all(isinstance(v, str | os.PathLike) for v in value):
         return tuple(os.fspath(v) for v in value)
     if isinstance(value, Mapping) and "resolver" in value:

@@ -33,7 +33,7 @@ def trained(data: Path, out: Path, **changes: Any) -> Path:
     from edkit.train.settings import TrainSettings
 
     quick: dict[str, Any] = {
-        "data_root": str(data / "subject"),
+        "data_root": [str(data / "subject")],  # as the command line says it
         "model": "nano",
         "out": out,
         "max_steps": 4,

@@ -82,6 +82,12 @@ def test_flags_are_stronger_than_the_file(tmp_path: Path) -> None:
     assert (s.lr, s.batch_size, s.max_steps) == (2e-4, 3, None)
 
 
+def test_one_data_root_in_a_list_is_that_data_root() -> None:
+    s = TrainSettings(data_root=["photos"], preservation_data=["old"], model="m")  # type: ignore[arg-type]
+    assert (s.data_root, s.preservation_data) == ("photos", "old")
+    assert TrainSettings(data_root=("a", "b"), model="m").data_root == ("a", "b")
+
+
 def test_missing_data_root_says_which_flag_mends_it() -> None:
     with pytest.raises(BadInput, match=r"data_root is missing.*--data-root"):
         read_settings(None, {"model": "m"})
