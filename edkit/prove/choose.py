@@ -141,15 +141,18 @@ def exports(run: Path) -> list[tuple[int, Path]]:
         if match := re.fullmatch(r"step-(\d+)", path.name):
             found[int(match[1])] = path
     if (run / "export").is_dir():
-        found[_last_step(run)] = run / "export"
+        found.setdefault(_step_of(run / "export"), run / "export")
     return sorted(found.items())
 
 
-def _last_step(run: Path) -> int:
-    from edkit.train.checkpoint import checkpoints, load_state
+def _step_of(export: Path) -> int:
+    """The step that its weights name: the run may have gone on since, and not have ended."""
+    from edkit.train.verify import metadata
 
-    saved = checkpoints(run)
-    return int(load_state(saved[-1])["step"]) if saved else 0
+    step = metadata(export).get("edkit_step", "")
+    if not step.isdecimal():
+        raise BadInput("does not say its step", where=str(export))
+    return int(step)
 
 
 def pick(candidates: Sequence[Candidate], *, max_drift: float) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_every_export_of_a_run_is_tried(data: Path, ruined: Path) -> None:
     found = choose(ruined, preservation=data / "old", num_images=4, device="cpu")
     assert [one.step for one in found.candidates] == [2, 4]
     assert found.best in found.candidates and found.says in found.page.read_text(encoding="utf-8")
+
+
+def test_an_export_has_the_step_that_it_names_whatever_the_checkpoints_say(ruined: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ruined, run)
+    shutil.rmtree(run / "export")
+    shutil.copytree(run / "exports/step-00000002", run / "export")  # the run went on, and has not ended since
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text("{", encoding="utf-8")
+    assert exports(run)[0] == (2, run / "exports/step-00000002")
+    shutil.rmtree(run / "exports")
+    assert exports(run) == [(2, run / "export")]
 
 
 def test_a_lora_is_tried_at_several_strengths(data: Path, lora: Path) -> None:
