@@ -114,7 +114,7 @@ def compare(
     files = out.with_name(f"{out.stem}-files")
     notes = Kept(files)
     family = load(base)
-    trained = trained_on(Path(tuned[0][1]))
+    trained = trained_on(dict.fromkeys(Path(model) for _, model, _ in tuned))
     with latents_of(family, files / "latents.db", place) as cache:
         first = Model(family, notes, device=place, progress=progress)
         sides = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +37,20 @@ class Images:
         return self.samples[i].key.rpartition("/")[0] or "."
 
 
-def trained_on(tuned: Path) -> frozenset[str] | None:
-    """The contents (SHA-256) of the images that the run behind an export trained on; None where it doesn't say."""
-    from edkit.train.record import DATASET_FILE, read_record
+def trained_on(models: Iterable[Path]) -> frozenset[str] | None:
+    """The contents (SHA-256) of the images that any of these exports trained on; None where one doesn't say.
 
-    path = (tuned if tuned.is_dir() else tuned.parent) / DATASET_FILE
-    if not path.is_file():
-        return None
-    return frozenset(entry.content for entry in read_record(path).entries if entry.role == "train")
+    Raises BadInput where a list is damaged, or not that of the weights beside it.
+    """
+    from edkit.train.verify import record_of
+
+    trained: frozenset[str] = frozenset()
+    for model in models:
+        record = record_of(model)
+        if record is None:
+            return None
+        trained |= {entry.content for entry in record.entries if entry.role == "train"}
+    return trained
 
 
 def images_of(

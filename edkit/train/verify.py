@@ -63,13 +63,7 @@ def verify(
     """
     model, folders = Path(model), [Path(folders)] if isinstance(folders, str | Path) else list(folders)
     said = metadata(model)
-    place = _exported(model)
-    beside = (place if place.is_dir() else place.parent) / DATASET_FILE
-    record = read_record(beside) if beside.is_file() else None
-    if record is not None and record.root_hash != said["edkit_dataset"]:
-        if place.is_dir():
-            raise BadInput("is not the list of the weights beside it", where=str(beside))
-        record = None  # a file from elsewhere lies beside another model's list
+    record = record_of(model)
     reading = record.reading if record is not None else _reading(said)
     now = _now(folders, reading, state_dir=state_dir, progress=progress)
     same = now.root_hash == said["edkit_dataset"]
@@ -89,15 +83,40 @@ def verify(
 
 def metadata(model: Path) -> Mapping[str, str]:
     """What edkit wrote into a model's weights; BadInput where it wrote nothing, or the file is none."""
-    place = _exported(model)
-    if not place.exists():
+    if said := said_by(model):
+        return said
+    if not _exported(model).exists():
         raise BadInput("no such model", where=str(model))
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors")) + sorted(place.glob("*/*.safetensors"))
-    for file in files:
+    raise BadInput("does not say what it was trained on", where=str(model), mend="edkit train writes it into exports")
+
+
+def said_by(model: Path) -> Mapping[str, str]:
+    """What edkit wrote into a model's weights; empty for a model from elsewhere. BadInput: no .safetensors file."""
+    place = _exported(model)
+    files = sorted(place.glob("*.safetensors")) + sorted(place.glob("*/*.safetensors"))
+    for file in [place] if place.is_file() else files:
         said = _header(file).get("__metadata__", {})
         if isinstance(said, dict) and "edkit_dataset" in said:
             return said
-    raise BadInput("does not say what it was trained on", where=str(model), mend="edkit train writes it into exports")
+    return {}
+
+
+def record_of(model: Path) -> Record | None:
+    """The list of images beside a model's weights; None where there is none, or a file lies beside another model's.
+
+    Raises BadInput where an export's list is damaged, or not that of its weights.
+    """
+    place = _exported(model)
+    beside = (place if place.is_dir() else place.parent) / DATASET_FILE
+    said = said_by(place) if beside.is_file() else {}
+    if not said:
+        return None
+    record = read_record(beside)
+    if record.root_hash == said["edkit_dataset"]:
+        return record
+    if place.is_dir():
+        raise BadInput("is not the list of the weights beside it", where=str(beside))
+    return None
 
 
 def _exported(model: Path) -> Path:

@@ -55,3 +55,10 @@ def ruined(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA's run."""
     return trained(data, tmp_path_factory.mktemp("runs") / "lora", method="lora", lora_rank=4, lr=1e-2)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA's run on other images."""
+    out = tmp_path_factory.mktemp("runs") / "elsewhere"
+    return trained(data, out, data_root=data / "old/first", method="lora", lora_rank=4, max_steps=1)

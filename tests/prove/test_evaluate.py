@@ -14,7 +14,8 @@ from edkit.cli.app import app
 from edkit.data.errors import BadInput, UsageError
 from edkit.nano import model_dir
 from edkit.prove.evaluate import Evaluation, evaluate
-from edkit.prove.images import requests
+from edkit.prove.images import requests, trained_on
+from edkit.train.record import DATASET_FILE
 
 
 def look(data: Path, tuned: str | Path, out: Path, **more: Any) -> Evaluation:
@@ -85,6 +86,19 @@ def test_images_that_trained_are_left_out_where_others_are(data: Path, ruined: P
         "nano", ruined / "export", train=root, preservation=data / "old", out=tmp_path / "p.html", num_pictures=0
     )
     assert (found.training.held_out, found.training.whole.num_images, found.training.num_all) == (True, 1, 7)
+
+
+def test_trained_is_what_any_of_the_models_trained_on(lora: Path, elsewhere: Path, tmp_path: Path) -> None:
+    other = elsewhere / "export"
+    one, both = trained_on([lora / "export"]), trained_on([lora / "export", other])
+    assert one and both and one < both and len(both) == 11
+    assert trained_on([other, model_dir()]) is None
+    # a file lies beside another model's list
+    file = Path(shutil.copy(lora / "export/pytorch_lora_weights.safetensors", tmp_path))
+    shutil.copy(other / DATASET_FILE, tmp_path)
+    assert trained_on([file]) is None
+    shutil.copy(lora / "export" / DATASET_FILE, tmp_path)
+    assert trained_on([file]) == one
 
 
 def test_a_lora_is_tried_at_the_strength_asked_for(data: Path, lora: Path, tmp_path: Path) -> None:
