@@ -145,14 +145,19 @@ def choose(
             [
                 [
                     one.name,
-                    f"{one.learned:+.1%}",
-                    f"{one.drift:+.1%}",
+                    _percent(one.learned, one.learned_range),
+                    _percent(one.drift, one.drift_range),
                     "yes" if one.kept else "no",
                     {None: "", True: "yes", False: "no"}[one.bled],
                 ]
                 for one in found.candidates
             ],
         )
-        ui.done(found, found.says, f"the model: {found.best.model}", f"page: {found.page}")
+        ui.done(found, found.says, *found.tried_on, f"the model: {found.best.model}", f"page: {found.page}")
     if open_page:
         console.open_page(found.page)
+
+
+def _percent(value: float, ends: tuple[float, float]) -> str:
+    """`+3.0% (+1.2 to +4.6)`."""
+    return f"{value:+.1%} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"

@@ -14,6 +14,7 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
 from edkit.prove.evaluate import Look, compare
 from edkit.prove.model import Drawing, is_lora
+from edkit.prove.page import which
 from edkit.prove.result import Evaluation
 from edkit.prove.verdict import MAX_DRIFT
 
@@ -33,6 +34,8 @@ class Candidate:
     strength: float
     learned: float  # by how much of itself the loss on training images fell
     drift: float  # by how much of itself the loss on ground truth rose
+    learned_range: tuple[float, float]  # in 95 of 100 such measurements
+    drift_range: tuple[float, float]
     kept: bool
     bled: bool | None  # None: not judged
     subject: float | None  # score of pictures for training captions: reader's accuracy, or CLIP's cosine
@@ -53,6 +56,7 @@ class Choice:
     candidates: tuple[Candidate, ...]
     best: Candidate
     says: str
+    tried_on: tuple[str, str]  # which training images, and which of ground truth
     max_drift: float
     page: Path
     json: Path
@@ -125,6 +129,7 @@ def choose(
         candidates=candidates,
         best=best,
         says=sentence(candidates, best, max_drift=max_drift, judge=found[0].judge),
+        tried_on=(f"learned: {which(found[0].training)}", f"drift: {which(found[0].preservation)}"),
         max_drift=max_drift,
         page=out,
         json=out.with_suffix(".json"),
@@ -188,12 +193,15 @@ def sentence(candidates: Sequence[Candidate], best: Candidate, *, max_drift: flo
 def _candidate(one: Evaluation, step: int, path: Path) -> Candidate:
     scores = {score.side: score.after for score in one.scores}
     judged = one.said("bled", "not bled")
+    fell, rose = one.training.whole.change, one.drift
     return Candidate(
         model=path,
         step=step,
         strength=one.strength,
-        learned=-one.training.whole.change.value,
-        drift=one.drift.value,
+        learned=-fell.value,
+        drift=rose.value,
+        learned_range=(-fell.high, -fell.low),
+        drift_range=(rose.low, rose.high),
         kept=one.said("kept") is not None,
         bled=None if judged is None else judged.word == "bled",
         subject=scores.get("training"),
@@ -275,12 +283,23 @@ def _table(choice: Choice) -> Html:
         (
             one.name + (" (use this)" if one is choice.best else ""),
             f"{one.learned:.1%}",
+            "{:.1%} to {:.1%}".format(*one.learned_range),
             f"{one.drift:+.1%}",
+            "{:+.1%} to {:+.1%}".format(*one.drift_range),
             share(one.subject),
             share(one.world),
             {None: "", True: "yes", False: "no"}[one.bled],
         )
         for one in choice.candidates
     ]
-    columns = ("model", "learned", "drift", "subject's pictures", "old world's pictures", "bled")
-    return layout.section("All of them", layout.table(columns, rows))
+    columns = (
+        "model",
+        "learned",
+        "in 95 of 100",
+        "drift",
+        "in 95 of 100",
+        "subject's pictures",
+        "old world's pictures",
+        "bled",
+    )
+    return layout.section("All of them", layout.table(columns, rows), note=" ".join(choice.tried_on).capitalize())

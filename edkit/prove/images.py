@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edkit.train.generate import Request
     from edkit.train.validate import FixedSample
 
+FEWEST = 8  # images that never trained, for a figure to stand on them alone
 Latents = Callable[..., "list[Tensor]"]
 
 
@@ -65,10 +66,10 @@ def images_of(
     seed: int,
     progress: Progress,
 ) -> Images:
-    """Up to `limit` images of a folder, drawn by their content: such as never trained, or any where there is none.
+    """Up to `limit` images of a folder, drawn by their content: such as never trained, or any where those are few.
 
     `trained`: what the run trained on; None: unknown, and all images count as seen. `without`: a folder that is the
-    other side's. Nothing is written to the folder. Raises BadInput where no image is left.
+    other side's. Nothing is written to the folder. Raises BadInput where fewer than two images are left.
     """
     from edkit.data.catalog import Catalog
     from edkit.data.dataset import read
@@ -85,7 +86,8 @@ def images_of(
         ids = catalog.content_ids(dataset.paths, progress=progress)
     left_out = [str(one.problem) for one in gone]
     new = [] if trained is None else [i for i, path in enumerate(dataset.paths) if ids[path] not in trained]
-    chosen = new or list(range(len(dataset)))
+    held_out = len(new) >= min(FEWEST, len(dataset))
+    chosen = new if held_out else list(range(len(dataset)))
     chosen = sorted(chosen, key=lambda i: (unit(seed, "evaluated", ids[dataset.path(i)]), dataset.key(i)))[:limit]
     settings = PlanSettings(
         batch_size=1, resolution=resolution or family.resolution, bucket_step=family.bucket_step, small="upscale"
@@ -97,12 +99,15 @@ def images_of(
     broken = cache.warm([sample.view for sample in samples], progress=progress)
     left_out += [f"{path}: {error.what}" for path, error in sorted(broken.items())]
     samples = [sample for sample in samples if sample.view.path not in broken]
-    if not samples:
-        raise BadInput("has no image to try the models on", where=str(root), mend="edkit check says why")
+    if len(samples) < 2:
+        only = "one image" if samples else "no image"
+        raise BadInput(
+            f"has {only} to try the models on, and 2 are needed", where=str(root), mend="edkit check says why"
+        )
     return Images(
         root=Path(os.path.abspath(root)),  # noqa: PTH100
         samples=tuple(samples),
-        held_out=bool(new),
+        held_out=held_out,
         num_all=len(dataset),
         left_out=tuple(left_out),
     )

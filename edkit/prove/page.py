@@ -116,7 +116,7 @@ def _drift(found: Evaluation) -> Html:
         if len(losses.folders) > 1:
             rows += [_row(part) for part in losses.folders]
         rows += [_row(part) for part in losses.quarters]
-        parts.append(layout.group(title, layout.table(columns, rows), note=_which(losses)))
+        parts.append(layout.group(title, layout.table(columns, rows), note=which(losses)))
     return layout.section(
         "Drift",
         _change_chart(
@@ -140,7 +140,7 @@ def _row(part: Part) -> tuple[object, ...]:
         f"{part.before:.4f}",
         f"{part.after:.4f}",
         _signed(change.value),
-        f"{_signed(change.low)} to {_signed(change.high)}",
+        f"{_signed(change.low)} to {_signed(change.high)}" if part.num_images > 1 else "",
     )
 
 
@@ -148,7 +148,8 @@ def _signed(value: float) -> str:
     return f"{100 * value:+.1f}%".replace("-", "−")
 
 
-def _which(losses: Losses) -> str:
+def which(losses: Losses) -> str:
+    """`50 of 80 images, held out of training.`"""
     kind = "held out of training" if losses.held_out else "seen"
     gone = f"; {len(losses.left_out)} can't be used" if losses.left_out else ""
     return f"{losses.whole.num_images} of {losses.num_all} images, {kind}{gone}."

@@ -14,6 +14,7 @@ from edkit.prove.choose import Candidate, choose, exports, pick, sentence
 
 def at(step: int, learned: float, drift: float, **more: Any) -> Candidate:
     plain: dict[str, Any] = {"bled": None, "subject": None, "world": None, "strength": 1.0}
+    plain |= {"learned_range": (learned, learned), "drift_range": (drift, drift)}
     return Candidate(
         model=Path(f"step-{step}"), step=step, learned=learned, drift=drift, kept=drift <= 0.05, **(plain | more)
     )
@@ -62,6 +63,8 @@ def test_every_export_of_a_run_is_tried(data: Path, ruined: Path) -> None:
     found = choose(ruined, preservation=data / "old", num_images=4, device="cpu")
     assert [one.step for one in found.candidates] == [2, 4]
     assert found.best in found.candidates and found.says in found.page.read_text(encoding="utf-8")
+    assert found.tried_on == ("learned: 4 of 6 images, seen.", "drift: 4 of 10 images, held out of training.")
+    assert all(one.drift_range[0] < one.drift < one.drift_range[1] for one in found.candidates)
 
 
 def test_an_export_has_the_step_that_it_names_whatever_the_checkpoints_say(ruined: Path, tmp_path: Path) -> None:

@@ -80,12 +80,22 @@ def test_an_interrupted_call_goes_on_to_the_same_figures(
 def test_images_that_trained_are_left_out_where_others_are(data: Path, ruined: Path, tmp_path: Path) -> None:
     root = tmp_path / "more"
     shutil.copytree(data / "subject", root)
-    new = next(iter((data / "old/first").iterdir()))
-    shutil.copy(new, root / "new star_(1).png")
-    found = evaluate(
-        "nano", ruined / "export", train=root, preservation=data / "old", out=tmp_path / "p.html", num_pictures=0
-    )
-    assert (found.training.held_out, found.training.whole.num_images, found.training.num_all) == (True, 1, 7)
+    new = sorted((data / "old").rglob("*.png"))[:8]
+    tried = {"train": root, "preservation": data / "old", "out": tmp_path / "p.html", "num_pictures": 0}
+    for i, path in enumerate(new[:-1]):
+        shutil.copy(path, root / f"new star_({i}).png")
+    few = evaluate("nano", ruined / "export", **tried).training
+    assert (few.held_out, few.whole.num_images, few.num_all) == (False, 13, 13)  # seven alone would say little
+    shutil.copy(new[-1], root / "new star_(7).png")
+    enough = evaluate("nano", ruined / "export", **tried).training
+    assert (enough.held_out, enough.whole.num_images, enough.num_all) == (True, 8, 14)
+
+
+def test_one_image_gives_no_verdict(data: Path, ruined: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next((data / "old/first").iterdir()), tmp_path / "one")
+    with pytest.raises(BadInput, match=r"one image to try the models on, and 2 are needed"):
+        evaluate("nano", ruined / "export", train=tmp_path / "one", preservation=data / "old", out=tmp_path / "p.html")
 
 
 def test_trained_is_what_any_of_the_models_trained_on(lora: Path, elsewhere: Path, tmp_path: Path) -> None:
