@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from edkit.data.errors import BadInput, UsageError
@@ -19,6 +20,9 @@ METHODS: tuple[Literal["full", "lora"], ...] = ("full", "lora")
 FIGURE = "computed 30 November 2026"  # where the peaks come from: benchmarks/preset_memory.md
 GIB = 1 << 30
 _REAL = GIB  # bytes of weights from which a model is of the size the presets are made for
+_MARGIN = 1.08  # as memory.py's, which wants torch
+_HALVES = {"sd1": 1.6, "sd2": 1.6, "sdxl": 4.8, "klein": 7.2}  # GiB: what the denoiser weighs in bf16, as in FIGURE
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class Preset:
     peak_gib: float  # the run's fullest moment, without context and margin (`memory.Peak.needed_bytes`)
     needed_gib: float  # with both
     images: int  # at once
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     checkpointing: bool = False
     optimizer: str = "adamw"
     weights: Literal["fp32", "bf16"] = "fp32"
@@ -41,11 +46,11 @@ class Preset:
         """As `--preset` takes it: `sdxl-lora-12gb`."""
         return f"{self.family}-{self.method}-{f'{self.gib}gb' if self.gib else 'cpu'}"
 
-    def settings(self, *, bf16: bool = True) -> dict[str, Any]:
-        """What it sets; `bf16`: whether the GPU computes in it by itself."""
+    def settings(self) -> dict[str, Any]:
+        """What it sets."""
         return {
             "method": self.method,
-            "precision": ("bf16" if bf16 else "fp16") if self.gib else "fp32",
+            "precision": self.precision,
             "micro_batch_size": self.images,
             "gradient_checkpointing": self.checkpointing,
             "optimizer": self.optimizer,
@@ -54,6 +59,24 @@ class Preset:
             # with several passes a step their gradients would stand, and fusing would free none
             **({"batch_size": self.images} if self.fused else {}),
         }
+
+    def under(self, said: Mapping[str, Any], *, bf16: bool) -> Preset:
+        """The preset less what does not go with the settings said, or with a GPU that does not compute in bf16.
+
+        What it then needs is bounded as in benchmarks/preset_memory.md: a gradient of every weight once more where
+        fusing goes; where weights go to fp32, their other half, and in full training the gradients' and autocast's.
+        """
+        full, adafactor = self.method == "full", said.get("optimizer", self.optimizer) == "adafactor"
+        precision = said.get("precision", "fp16" if self.gib and not bf16 else self.precision)
+        averaged, clipped = said.get("ema_decay") is not None, bool(said.get("clip_grad_norm"))
+        fused = self.fused and adafactor and precision != "fp16" and not clipped
+        halves = self.weights == "bf16" and precision == "bf16" and (not full or (adafactor and not averaged))
+        less = replace(self, precision=precision, fused=fused, weights="bf16" if halves else "fp32")
+        if less.weights != self.weights and not full and not self.checkpointing:
+            return replace(less, checkpointing=True)  # which saves more than the weights' other half takes
+        more = ((self.fused - fused) + (less.weights != self.weights) * (3 if full else 1)) * _HALVES[self.family]
+        needed = round(self.needed_gib + more * _MARGIN, 1)
+        return replace(less, peak_gib=round(self.peak_gib + more, 1), needed_gib=needed)
 
 
 _Row = tuple[str, Literal["full", "lora"], int, int, bool, str, Literal["fp32", "bf16"], bool, float, float]
@@ -115,7 +138,10 @@ _FIELDS = (
     "needed_gib",
 )
 
-PRESETS = tuple(Preset(**dict(zip(_FIELDS, row, strict=True))) for row in _TABLE)  # type: ignore[arg-type]
+PRESETS = tuple(
+    Preset(precision="bf16" if row[2] else "fp32", **dict(zip(_FIELDS, row, strict=True)))  # type: ignore[arg-type]
+    for row in _TABLE
+)
 """By family and method, the smallest memory first and the processor last."""
 
 
@@ -130,21 +156,32 @@ def named(name: str) -> Preset:
     return found
 
 
-def fitting(machine: Machine, family: str, method: str) -> Preset | None:
-    """The roomiest preset that the machine's first GPU holds (its processor, where torch uses no GPU)."""
-    of = [preset for preset in PRESETS if (preset.family, preset.method) == (family, method)]
+def fitting(machine: Machine, family: str, method: str, said: Mapping[str, Any] = _NOTHING) -> Preset | None:
+    """The roomiest preset that the machine's first GPU holds (its processor, where torch uses no GPU), under what was
+    said.
+    """
+    of = _under(machine, family, method, said)
     if machine.gpus:
-        room = machine.gpus[0].memory_bytes / GIB
         # a card sold with 24 GB says 23.7: what the driver keeps is part of the presets' own margin
-        held = [preset for preset in of if 0 < preset.gib <= room + 0.5]
+        room = machine.gpus[0].memory_bytes / GIB + 0.5
+        held = [preset for preset in of if 0 < preset.gib <= room and preset.needed_gib <= room]
         return max(held, key=lambda preset: preset.gib, default=None)
     return next((p for p in of if p.gib == 0 and p.needed_gib * GIB <= machine.memory_bytes), None)
 
 
-def smallest(machine: Machine, family: str, method: str) -> Preset:
+def smallest(machine: Machine, family: str, method: str, said: Mapping[str, Any] = _NOTHING) -> Preset:
     """The preset of a family and method that needs least of the kind of memory this machine trains in."""
-    of = [preset for preset in PRESETS if (preset.family, preset.method) == (family, method)]
+    of = _under(machine, family, method, said)
     return min((p for p in of if (p.gib > 0) == bool(machine.gpus)), key=lambda preset: preset.needed_gib)
+
+
+def _under(machine: Machine, family: str, method: str, said: Mapping[str, Any]) -> list[Preset]:
+    of = [preset for preset in PRESETS if (preset.family, preset.method) == (family, method)]
+    return [preset.under(said, bf16=_bf16(machine)) for preset in of]
+
+
+def _bf16(machine: Machine) -> bool:
+    return not machine.gpus or machine.gpus[0].bf16
 
 
 def over_preset(
@@ -158,7 +195,7 @@ def over_preset(
     if name == "none":
         return dict(said)
     if name is not None:
-        chosen, machine, why = named(name), look(), "as asked"
+        chosen, why = named(name).under(said, bf16=_bf16(look())), "as asked"
         if said.get("method", chosen.method) != chosen.method:
             raise UsageError(f"{name} is for {chosen.method}, and the method is {method}", where="--preset")
     else:
@@ -167,18 +204,18 @@ def over_preset(
             return dict(said)
         machine = look()
         on = machine.gpus[0].name if machine.gpus else "the processor"
-        found = fitting(machine, family, method)
+        found = fitting(machine, family, method, said)
         if found is None:
-            least = smallest(machine, family, method)
+            least = smallest(machine, family, method, said)
             say(f"no preset fits {on}: the smallest, {least.name}, needs {least.needed_gib:.1f} GiB ({FIGURE})")
             return dict(said)
         chosen, why = found, f"for {on}; --preset NAME takes another, --preset none takes none"
-    mine = chosen.settings(bf16=not machine.gpus or machine.gpus[0].bf16)
-    if chosen.optimizer == "adafactor" and said.get("optimizer", "adafactor") != "adafactor":
-        mine |= {"fused_backward": False, "weights_precision": "fp32"}  # only adafactor can
+    mine = chosen.settings()
     used = {key: value for key, value in mine.items() if key not in said and value != getattr(TrainSettings, key)}
     text = ", ".join(f"{key} {str(value).lower()}" for key, value in used.items()) or "nothing that was not said"
-    say(f"preset {chosen.name} ({why}): {text}; it needs {chosen.needed_gib:.1f} GiB ({FIGURE})")
+    own = "ema_decay" not in said and all(said.get(key, value) == value for key, value in mine.items())
+    need = f"; it needs {chosen.needed_gib:.1f} GiB ({FIGURE})" if own else ""  # else the run itself computes it
+    say(f"preset {chosen.name} ({why}): {text}{need}")
     return mine | dict(said)
 
 

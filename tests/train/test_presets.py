@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,50 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 
 
 def test_what_is_said_is_stronger_and_what_is_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    on(monkeypatch, machine(gib=12))
+    on(monkeypatch, machine(gib=16))
     told: list[str] = []
     said = {"model": "sdxl", "method": "lora", "precision": "fp32", "micro_batch_size": 3}
     got = over_preset(said, name=None, say=told.append)
-    assert (got["precision"], got["micro_batch_size"], got["weights_precision"]) == ("fp32", 3, "bf16")
-    assert told[0].startswith("preset sdxl-lora-12gb (for a GPU;") and "weights_precision bf16" in told[0]
-    assert "precision fp32" not in told[0] and "micro_batch_size" not in told[0]
+    assert (got["precision"], got["micro_batch_size"], got["weights_precision"]) == ("fp32", 3, "fp32")
+    assert told[0].startswith("preset sdxl-lora-16gb (for a GPU;") and "gradient_checkpointing true" in told[0]
+    assert "precision fp32" not in told[0] and "micro_batch_size" not in told[0] and "it needs" not in told[0]
+    over_preset({"model": "sdxl", "method": "lora"}, name=None, say=told.append)
+    assert "weights_precision bf16" in told[1] and "it needs 9.2 GiB" in told[1]
     assert over_preset(said, name="none") == said
 
 
-def test_an_old_gpu_gets_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    on(monkeypatch, machine(gib=8, bf16=False))
-    assert over_preset({"model": "sdxl", "method": "lora"}, name=None)["precision"] == "fp16"
+def test_an_old_gpu_gets_fp16_and_what_fits_it_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = machine(gib=15.6, bf16=False)  # a T4, or a V100
+    on(monkeypatch, old)
+    got = over_preset({"model": "sdxl", "method": "lora"}, name=None)
+    assert (got["precision"], got["weights_precision"]) == ("fp16", "fp32")
+    found = fitting(old, "sdxl", "lora")
+    # fp32 is 4.8 GiB more than bf16 for SDXL's denoiser
+    assert found is not None and 14 < found.needed_gib <= 15.6
+    assert fitting(machine(gib=12, bf16=False), "sdxl", "lora") is None
+    assert fitting(machine(gib=8, bf16=False), "sd1", "lora") is not None
+    assert fitting(old, "sd1", "full") == replace(named("sd1-full-16gb"), precision="fp16")
+    assert fitting(old, "sdxl", "full") is None and smallest(old, "sdxl", "full").needed_gib > 24
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {}, {"precision": "fp32"}, {"precision": "fp16"}, {"ema_decay": 0.999}, {"clip_grad_norm": 1.0},
+        {"optimizer": "adamw"}, {"optimizer": "adafactor", "ema_decay": 0.9, "clip_grad_norm": 1.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_preset_goes_with_every_gpu_and_with_what_is_said(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, said: dict[str, Any]
+) -> None:
+    on(monkeypatch, machine(gib=80, bf16=bf16))
+    for preset in PRESETS:
+        words = {"data_root": "data", "model": "m", "method": preset.method, **said}
+        made = TrainSettings(**over_preset(words, name=preset.name))
+        assert all(getattr(made, key) == value for key, value in words.items())
+        assert preset.gib == 0 or bf16 or made.precision != "bf16"
 
 
 def test_another_optimizer_drops_what_only_this_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
