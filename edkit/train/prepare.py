@@ -332,7 +332,8 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cached: _Cached, le
     total = plan.total_steps(epochs) if epochs else _at_least(plan, s.max_steps or 1)
     total = min(total, s.max_steps) if s.max_steps else total
     if total < 1:
-        raise BadInput("the plan has no step", where=str(dataset.root), mend="raise multiply or max_epochs")
+        mend = "lower batch_size, or take another remainder" if s.remainder == "drop" else "raise multiply or max_epochs"
+        raise BadInput("the plan has no step", where=str(dataset.root), mend=mend)
     kept: dict[int, Sequence[Step]] = {}
 
     def steps(epoch: int) -> Sequence[Step]:
@@ -503,9 +504,10 @@ def _plan(dataset: Dataset, s: TrainSettings) -> Plan:
 
 
 def _at_least(plan: Plan, steps: int) -> int:
-    """`steps`, where the data has any picks at all in the epochs to come."""
+    """`steps`, where the data makes any at all in the epochs to come."""
+    drops = plan.settings.remainder == "drop"
     # a fraction may leave the first epochs empty; one that is empty for long is empty for ever
-    return steps if any(plan.num_picks(epoch) for epoch in range(1000)) else 0
+    return steps if any(len(plan.epoch(e)) if drops else plan.num_picks(e) for e in range(1000)) else 0
 
 
 def _crops(plan: Plan) -> Iterator[tuple[int, Crop]]:

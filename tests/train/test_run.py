@@ -250,6 +250,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_files(settings: Settings,
     assert ck.checkpoints(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_steps": None, "max_epochs": 3}])
+def test_a_plan_that_drops_every_image_is_refused(settings: Settings, limit: dict[str, int | None]) -> None:
+    with pytest.raises(BadInput, match=r"the plan has no step \(lower batch_size"):
+        train(settings(remainder="drop", batch_size=9, **limit), dry_run=True)
+
+
 def test_changed_data_and_settings_need_a_word_of_consent(settings: Settings, pictures: Path) -> None:
     s = settings(max_steps=2)
     run = train(s)
