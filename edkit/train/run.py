@@ -156,12 +156,13 @@ def _train(
             lock = Lock(run_dir / "lock", command="train")
             stack.callback(lock.release)
             ck.clear_unfinished(run_dir)
-            atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
-            atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
-            _write_about(run_dir, family, data)
         loop = Loop(settings, family, data, run_dir, device, progress, prompts)
         if folder is not None and state is not None:
             loop.restore(folder, state)
+        if ranks.is_first():  # only now: what the checkpoint does not go with must not stand as the run's
+            atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
+            atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
+            _write_about(run_dir, family, data)
         started = time.perf_counter()
         _warn_of_slow_halves(settings, device, progress)
         loop.run(stack)

@@ -304,7 +304,7 @@ class Trainer:
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Stand where the checkpoint was made; BadInput where it holds other weights than these settings train."""
         weights = ck.load_tensors(folder, "weights")
-        if set(weights) != set(self.parameters):
+        if {k: w.shape for k, w in weights.items()} != {k: p.shape for k, p in self.parameters.items()}:
             raise BadInput("has other weights than this model and these settings train", where=str(folder))
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edkit.data.errors import BadInput
 from edkit.train import checkpoint as ck
 from edkit.train.export import export_folder
 from edkit.train.run import train
@@ -175,6 +176,16 @@ def test_lora_resumes_bit_for_bit_with_every_optimizer(settings: Settings, tmp_p
     assert resumed.checkpoint is not None and straight.checkpoint is not None
     assert digests(resumed.checkpoint) == digests(straight.checkpoint)
     assert digests(resumed.export) == digests(straight.export)
+
+
+def test_changes_that_the_checkpoint_does_not_go_with_leave_the_run_as_it_was(settings: Settings) -> None:
+    run = train(settings(method="lora", lora_rank=2, max_steps=2))
+    before = (run.run_dir / SETTINGS_FILE).read_bytes()
+    for changes in ({"lora_rank": 4, "lora_alpha": 4.0}, {"method": "full"}):
+        with pytest.raises(BadInput, match="has other weights than"):
+            train(run.settings.but(**changes), resume=run.run_dir, accept_changes=True)
+        assert (run.run_dir / SETTINGS_FILE).read_bytes() == before
+    assert train(run.settings.but(max_steps=3), resume=run.run_dir, accept_changes=True).step == 3
 
 
 def test_exports_of_saves_are_rotated(settings: Settings) -> None:
