@@ -264,7 +264,7 @@ def resolve(
         validate_root=settings.validate_root and _absolute(settings.validate_root),
         preservation_data=settings.preservation_data and _absolute(settings.preservation_data),
         validate_sets=settings.validate_sets and {k: _absolute(v) for k, v in settings.validate_sets.items()},
-        model=str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model,
+        model=str(Path(settings.model).resolve()) if Path(settings.model).exists() else settings.model,
         state_dir=settings.state_dir and settings.state_dir.absolute(),
         sample_prompts=prompts.absolute() if isinstance(prompts, Path) else prompts,
         family=family,
@@ -355,7 +355,7 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     for key in ("out", "state_dir", "sample_prompts"):
         if isinstance(said.get(key), str):
             said[key] = folder / said[key]
-    if isinstance(said.get("model"), str) and (folder / said["model"]).is_dir():
+    if isinstance(said.get("model"), str) and (folder / said["model"]).exists():
         said["model"] = str(folder / said["model"])
     for key in ("data_root", *_OTHER_ROOTS):
         if key in said:

@@ -102,6 +102,17 @@ def test_paths_of_a_file_are_relative_to_it(tmp_path: Path) -> None:
     assert s.model == "owner/name"  # no folder of that name: a hub id
 
 
+def test_a_model_of_one_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.safetensors").touch()
+    read = read_settings(write(tmp_path / "deep" / "train.toml", 'data_root = "p"\nmodel = "one.safetensors"\n'))
+    assert Path(read.model) == (tmp_path / "deep" / "one.safetensors").resolve()
+    monkeypatch.chdir(tmp_path / "deep")
+    s = TrainSettings(data_root="p", model="one.safetensors")
+    done = resolve(s, resolution=512, bucket_step=64, num_timesteps=1000, family="sd1")
+    assert done.model == str((tmp_path / "deep" / "one.safetensors").resolve())
+
+
 def test_a_written_file_reads_back_equal(tmp_path: Path) -> None:
     s = TrainSettings(
         data_root={
