@@ -332,7 +332,9 @@ def _prepared(s: TrainSettings, family: Family, data: _Data, cached: _Cached, le
     total = plan.total_steps(epochs) if epochs else _at_least(plan, s.max_steps or 1)
     total = min(total, s.max_steps) if s.max_steps else total
     if total < 1:
-        mend = "lower batch_size, or take another remainder" if s.remainder == "drop" else "raise multiply or max_epochs"
+        mend = (
+            "lower batch_size, or take another remainder" if s.remainder == "drop" else "raise multiply or max_epochs"
+        )
         raise BadInput("the plan has no step", where=str(dataset.root), mend=mend)
     kept: dict[int, Sequence[Step]] = {}
 

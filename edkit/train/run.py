@@ -163,6 +163,8 @@ def _train(
             atomic.write_text(run_dir / SETTINGS_FILE, to_toml(settings))
             atomic.write_bytes(run_dir / DATASET_FILE, data.record.file())
             _write_about(run_dir, family, data)
+        if loop.step >= total:
+            progress.say(f"nothing is left to train: step {loop.step:,} of {total:,} (--max-steps, --max-epochs)")
         started = time.perf_counter()
         _warn_of_slow_halves(settings, device, progress)
         loop.run(stack)
@@ -191,7 +193,7 @@ def find_run(
     """The settings a command line means, and the run it wants to go on with (None: a new one).
 
     A new run's settings lie over the preset (None: the one that this machine takes). A resumed run's own settings
-    come first, then the config, then the flags. Raises UsageError.
+    come first, then what the config says, then the flags. Raises UsageError.
     """
     if not resume:
         if run_dir is not None:
@@ -206,10 +208,9 @@ def find_run(
         if not runs:
             raise UsageError("there is no run in runs/ to resume (name it: --resume RUN_DIR)")
         going_on = runs[-1].parent
-    before = _settings_of(Path(going_on))
-    if config is not None:
-        before = read_settings(config, flags, say=progress.say)
-    return before.but(**{k: v for k, v in flags.items() if k != "out"}), Path(going_on)
+    own = _settings_of(Path(going_on))
+    more = {key: value for key, value in flags.items() if key != "out"}
+    return read_settings(config, more, say=progress.say, own=own), Path(going_on)
 
 
 def _newest(run_dir: Path, progress: Progress) -> Path | None:

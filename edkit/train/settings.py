@@ -27,6 +27,7 @@ DataRoot = str | tuple[str, ...] | Mapping[str, Any]
 Schedule = Literal["constant", "linear", "cosine", "polynomial"]
 Precision = Literal["fp32", "bf16", "fp16"]
 SETTINGS_FILE = "settings.toml"
+_LIMITS = {"max_steps", "max_epochs"}
 _OTHER_ROOTS = ("validate_root", "preservation_data")
 _ADAM_LR = {"full": 2e-6, "lora": 1e-4}
 _FULL_EXPORTS = 5  # a whole Stable Diffusion 1 takes 4 GB, an XL 14
@@ -199,10 +200,12 @@ def read_settings(
     *,
     say: Callable[[str], None] = lambda line: None,
     over: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda said: said,
+    own: TrainSettings | None = None,
 ) -> TrainSettings:
     """Settings from a TOML file, EveryDream's `train.json`, or no file, under the flags given; relative paths in
     a TOML file are relative to it. `say` is told what of a `train.json` has no place here; `over` lays what was
-    said, once it is checked, over settings from elsewhere.
+    said, once it is checked, over settings from elsewhere. `own`: of a run that goes on: what is not said stays, but
+    for the run's length, of which max_steps or max_epochs alone takes the other's place.
 
     Raises BadInput with file and line (of JSON: file and key): unknown key (and the nearest known one), wrong
     type, value out of range.
@@ -218,6 +221,9 @@ def read_settings(
         said, lines = _read_toml(path)
         origins = {key: f"{path}:{line}" for key, line in lines.items()}
     said |= {key: value for key, value in (flags or {}).items() if value is not None}
+    if own is not None:
+        longer = dict.fromkeys(_LIMITS) if len(said.keys() & _LIMITS) == 1 else {}
+        said = {name: getattr(own, name) for name in names()} | longer | said
     for key, option in (("data_root", "--data-root"), ("model", "--model")):
         if key not in said:
             raise SettingError(key, f"{key} is missing", where=str(path) if path else "train", mend=f"give {option}")

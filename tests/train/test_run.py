@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, StateError, UsageError
+from edkit.data.progress import SILENT
 from edkit.data.rates import last_rate
 from edkit.train import checkpoint as ck
 from edkit.train.families import load_family
@@ -314,6 +316,37 @@ def test_resume_finds_the_newest_run_and_keeps_its_settings(
     assert found.max_steps == 3 and found.lr == run.settings.lr
     with pytest.raises(UsageError, match="is no run folder"):
         find_run(None, {}, run_dir=tmp_path, resume=True)
+
+
+def test_a_config_beside_resume_changes_only_what_it_says(settings: Settings, tmp_path: Path) -> None:
+    run = train(settings(out=tmp_path / "run", max_steps=1, flip_p=0.5))
+    config = tmp_path / "more.toml"
+    config.write_text("lr = 0.002\nsave_every_steps = 7\n", encoding="utf-8")
+    found, where = find_run(config, {"save_every_steps": 9}, run_dir=run.run_dir, resume=True)
+    assert where == run.run_dir and found == run.settings.but(lr=0.002, save_every_steps=9)
+    with pytest.raises(BadInput, match=r"^--batch-size: 0: must be at least 1"):
+        find_run(None, {"batch_size": 0}, run_dir=run.run_dir, resume=True)
+
+
+def test_a_run_of_epochs_goes_on_for_steps_and_says_where_nothing_is_left(settings: Settings, tmp_path: Path) -> None:
+    run = train(settings(max_steps=None, max_epochs=1))
+    assert run.step == 2
+    told: list[str] = []
+
+    class Told:
+        def task(self, what: str, total: int | None = None, unit: str = "images") -> Any:
+            return SILENT.task(what, total, unit)
+
+        def say(self, line: str) -> None:
+            told.append(line)
+
+    again = train(resume=run.run_dir, progress=Told())
+    assert again.step == 2 and any("nothing is left to train: step 2 of 2" in line for line in told)
+    longer, _ = find_run(None, {"max_steps": 3}, run_dir=run.run_dir, resume=True)
+    assert (longer.max_steps, longer.max_epochs) == (3, None)
+    assert train(longer, resume=run.run_dir, accept_changes=True).step == 3
+    both, _ = find_run(None, {"max_steps": 9, "max_epochs": 3}, run_dir=run.run_dir, resume=True)
+    assert (both.max_steps, both.max_epochs) == (9, 3)
 
 
 def test_real_photos_train(model: Path, shared_data: Path, tmp_path: Path, settings: Settings) -> None:
