@@ -15,7 +15,7 @@ from edkit.data.image import suffix_for
 from edkit.data.journal import Change, Move, Write, apply
 from edkit.data.options import FOLDER_FILES, NUMBER_FILES, decode
 from edkit.data.progress import SILENT, Progress
-from edkit.data.walk import Listing, nfc, walk
+from edkit.data.walk import MASK, Listing, nfc, walk
 from edkit.measure.measure import measure
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -85,7 +85,7 @@ def fix(
     """Mend every fault below a folder that has one safe, lossless mend.
 
     Endings that lie are put right; images that clash or share a sidecar get names of their own, with their
-    caption; `multiply.txt.txt` and its kin get the name that is read; text in UTF-16 or with a mark becomes
+    caption and mask; `multiply.txt.txt` and its kin get the name that is read; text in UTF-16 or with a mark becomes
     plain UTF-8; a decimal comma in a number file becomes a point. `caption`, where given, is written beside
     each image in `uncaptioned`. Raises UsageError where `root` is no folder (a manifest names its files).
     """
@@ -175,7 +175,7 @@ class _Folder:
                 move = Move(path, self.path / target, ", and ".join(whys))
                 self._do(move, ", and ".join(whys), path, self.path / target)
                 if new != _stem(name):
-                    self._sidecars(name, stem, new, copied=shares)
+                    self._companions(name, stem, new, copied=len(by_stem[stem]) > 1)
             words = self.bare.get(path)
             if words is not None:
                 note = self.path / f"{new}.txt"
@@ -190,20 +190,24 @@ class _Folder:
         self._stems.add(_folded(f"{base}_({n})"))
         return f"{base}_({n})"
 
-    def _sidecars(self, image: str, stem: str, new: str, *, copied: bool) -> None:
-        """The sidecars follow their image; those that another image needs as well are copied."""
-        for name in self.listing.sidecars.get(stem, {}).values():
-            path, target = self.path / name, self.path / (new + os.path.splitext(name)[1])  # noqa: PTH122
+    def _companions(self, image: str, stem: str, new: str, *, copied: bool) -> None:
+        """Sidecars and mask follow their image; those that another image needs as well are copied."""
+        mask = self.listing.masks.get(stem)
+        names = {name: new + os.path.splitext(name)[1] for name in self.listing.sidecars.get(stem, {}).values()}  # noqa: PTH122
+        names |= {} if mask is None else {mask: f"{new}{MASK}.png"}
+        for name, new_name in names.items():
+            path, target = self.path / name, self.path / new_name
+            what = "mask" if name == mask else "sidecar"
             if copied:
                 try:
-                    content = _plain(path.read_bytes(), path)
+                    content = path.read_bytes() if name == mask else _plain(path.read_bytes(), path)
                 except (OSError, BadInput) as error:
                     self.left.append((path, f"not copied for {image}: {error}"))
                     continue
                 self._do(Write(target, content, f"copied from {name}"), f"copied for {new}", path, target)
             else:
                 self._moved.add(name)
-                move = Move(path, target, f"sidecar of {image}")
+                move = Move(path, target, f"{what} of {image}")
                 self._do(move, "follows its image", path, target)
 
     # -- text files

@@ -73,6 +73,18 @@ def test_images_that_share_a_sidecar_each_get_a_copy_of_it(tmp_path: Path, draw:
     assert undone(tmp_path) == before
 
 
+def test_a_mask_follows_its_image_and_never_becomes_one(tmp_path: Path, draw: Draw) -> None:
+    draw("x.png", 1).rename(tmp_path / "a dog.jpg")
+    draw("a dog.png", 2)
+    Image.new("L", (360, 270)).save(tmp_path / "a dog-masklabel.png")
+    before = snapshot(tmp_path)
+    check(tmp_path, fix=True)
+    dataset = read(tmp_path, sizes=False)
+    masks = {dataset.path(i).name: mask and mask.name for i in range(len(dataset)) for mask in [dataset.mask(i)]}
+    assert masks == {"a dog.png": "a dog-masklabel.png", "a dog_(2).png": "a dog_(2)-masklabel.png"}
+    assert undone(tmp_path) == before
+
+
 def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path, draw: Draw) -> None:
     draw("a dog.png", 1)
     draw("A Dog.png", 2)
