@@ -14,7 +14,7 @@ from edkit.clean.files import Listing, list_images, open_catalog, shown
 from edkit.data import atomic
 from edkit.data.catalog import Catalog, Unreadable
 from edkit.data.errors import BadInput, Problem, UsageError
-from edkit.data.image import open_image, probe, suffix_for
+from edkit.data.image import decoder_errors, open_image, probe, suffix_for
 from edkit.data.journal import Change, Move, Trash, apply
 from edkit.data.progress import SILENT, Progress
 from edkit.data.walk import nfc
@@ -257,7 +257,10 @@ def _made(data: bytes, job: _Job) -> Made:
             from PIL import Image
 
             im = im.resize(new_size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        new = _encoded(im, target, settings.quality, kind.exif)
+        try:
+            new = _encoded(im, target, settings.quality, kind.exif)
+        except decoder_errors() as error:
+            return Made(left=f"can't be written as {target}: {' '.join(str(error).split()) or type(error).__name__}")
     if len(new) >= len(data) and not baked:
         return Made(left=f"it would not become smaller ({len(new):,} bytes instead of {len(data):,})")
     if file is not None and not file.is_file():
@@ -298,7 +301,7 @@ def _kind(data: bytes) -> _Kind:
                     profile = "sRGB" not in ImageCms.getProfileDescription(embedded)
                 except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
                     profile = False  # damaged: nobody reads it
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError):
+    except decoder_errors():
         pass  # decoding it will say what is wrong
     return _Kind(special=special, profile=profile, exif=exif)
 
@@ -336,7 +339,14 @@ def _encoded(im: Image.Image, target: str, quality: int, exif: bytes) -> bytes:
         more |= {"quality": quality, "method": 4}
     else:
         more |= {"optimize": True}
-    im.save(out, target, **more)
+    try:
+        im.save(out, target, **more)
+    except OSError:
+        if target != "JPEG":
+            raise
+        # Pillow guesses how large an optimized JPEG gets at most, and noise outgrows the guess
+        out = io.BytesIO()
+        im.save(out, target, **more | {"optimize": False, "progressive": False})
     return out.getvalue()
 
 

@@ -261,7 +261,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in known if name in Image.OPEN)
 
 
-def _broken() -> tuple[type[BaseException], ...]:
+def decoder_errors() -> tuple[type[BaseException], ...]:
     """What Pillow's decoders raise on bytes that aren't what they claim to be."""
     from PIL import Image
 
@@ -324,7 +324,7 @@ def _opened(source: Source, max_pixels: int, *, where: str | None = None) -> Ite
                 where=where,
                 mend="it looks like a decompression bomb: remove it",
             ) from error
-        except _broken() as error:
+        except decoder_errors() as error:
             raise BadInput(f"can't be decoded: {_reason(error)}", where=where, mend=_MEND_BROKEN) from error
 
 
@@ -363,7 +363,7 @@ def _orientation(im: Image.Image, file: BinaryIO) -> int:
     """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged (as viewers do)."""
     try:
         value = _exif(im, file).get(_ORIENTATION_TAG, 1)
-    except _broken():
+    except decoder_errors():
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -392,7 +392,7 @@ def _details(im: Image.Image, file: BinaryIO) -> Details:
             camera = model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()
             own = exif.get_ifd(0x8769)
             taken = _moment(own.get(0x9003)) or _moment(own.get(0x9004))
-    except _broken():
+    except decoder_errors():
         pass  # a damaged block says nothing, as in viewers
     tables = getattr(im, "quantization", None) if im.format in ("JPEG", "MPO") else None
     return Details(
@@ -633,7 +633,7 @@ def _missing_jpeg_end(data: bytes, im: Image.Image) -> str | None:
             other.load()
             if other.tobytes() == im.tobytes():
                 return None
-    except _broken():
+    except decoder_errors():
         pass
     return "truncated: image data is missing before the JPEG's end"
 

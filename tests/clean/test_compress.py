@@ -163,6 +163,26 @@ def test_what_is_special_or_would_grow_is_left_with_its_reason(tmp_path: Path) -
     assert result.operation is None
 
 
+def test_one_picture_that_no_file_can_hold_stops_no_other(tmp_path: Path, draw: Draw) -> None:
+    draw("a.png", 1, (600, 400))
+    Image.new("RGB", (20_000, 64)).save(tmp_path / "wide.png")
+    frame = Image.new("RGB", (300, 300), "red")
+    frame.save(tmp_path / "cut.gif", save_all=True, append_images=[Image.new("RGB", (300, 300), "blue")])
+    whole = (tmp_path / "cut.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(whole[: whole.rindex(b",") + 4])
+    result = compress(tmp_path)
+    assert [one.path.name for one in result.smaller] == ["a.png"]
+    assert "can't be written as WEBP: " in reasons(result)["wide.png"]
+
+
+def test_noise_becomes_a_jpeg_too(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    (one,) = compress(tmp_path, format="jpeg").smaller
+    with Image.open(one.to) as im:
+        assert im.format == "JPEG" and im.size == (700, 700)
+
+
 def test_taken_names_are_left_and_named(tmp_path: Path, draw: Draw) -> None:
     draw("a.png", 1, (600, 400))
     draw("a.bmp", 2, (600, 400))
