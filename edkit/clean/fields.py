@@ -127,9 +127,17 @@ def _of_row(row: LedgerRow | None, name: str) -> Value:
     if row is None:
         return None
     if name == "host":
-        return (urlsplit(row.url or "").hostname or None) if row.url else None
+        return host_of(row.url or "") or None
     value = getattr(row, name)
     return None if value is None else str(value)
+
+
+def host_of(url: str) -> str:
+    """The host an address names; "" where it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # a table may hold anything
+        return ""
 
 
 def _of_caption(captions: Captions, path: Path, name: str) -> Value:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from edkit.clean.dedupe import FACTS_NEEDED, Group, near_duplicates
+from edkit.clean.fields import host_of
 from edkit.clean.files import Listing
 from edkit.clean.overlap import Overlap
 from edkit.clean.usual import Word, words_by_folder
@@ -253,22 +254,13 @@ def _origins(catalog: Catalog, ids: Mapping[Path, str], paths: Iterable[Path]) -
         num_known += 1
         licences[known.licence or "not stated"] += 1
         authors[known.author or "not stated"] += 1
-        places[_host(known.url) or known.source or "unknown"] += 1
+        places[host_of(known.url or "") or known.source or "unknown"] += 1
     return Origins(
         num_known=num_known,
         licences=dict(licences.most_common()),
         authors=dict(authors.most_common()),
         places=dict(places.most_common()),
     )
-
-
-def _host(url: str | None) -> str:
-    from urllib.parse import urlsplit
-
-    try:
-        return urlsplit(url or "").hostname or ""
-    except ValueError:  # a table may hold anything
-        return ""
 
 
 def _whole(value: object) -> int:

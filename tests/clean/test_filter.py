@@ -153,6 +153,14 @@ def test_rules_over_host_author_and_captions(sourced: Path) -> None:
     assert dropped('folder == "."') == []
 
 
+def test_an_address_that_is_none_has_no_host(sourced: Path) -> None:
+    with Catalog.open(sourced) as catalog:
+        sha = catalog.content_ids([sourced / "IMG_0001.png"])[sourced / "IMG_0001.png"]
+        catalog.ledger_add([LedgerRow(outcome="ok", url="http://[x/1.jpg", sha256=str(sha))])
+    result = filter(sourced, ["host contains example"], dry_run=True)
+    assert [one.path.name for one in result.undecided] == ["IMG_0001.png"]
+
+
 def test_drop_is_the_other_way_round(mixed: Path) -> None:
     filter(mixed, drop=["width < 100", "brightness < 0.05"])
     assert left(mixed) == ["blurred.png", "broken.jpg", "good.png"]
