@@ -83,6 +83,7 @@ class Planned:
     batch_size: int
     resolution: int
     family: str | None
+    seed: int
     num_images: int
     num_training: int  # those that train in some epoch
     folders: tuple[FolderPart, ...]
@@ -127,15 +128,17 @@ def plan(
     """Count what training would see: picks, buckets, crops, steps, cut captions, room for the caches.
 
     Changes nothing. `schedule` is a file to write with every step, one JSON object a line. `as_` names another
-    trainer, whose way with the same folder is set beside. Images that an error stands against are left out of
-    the counts, as `problems` says; BadInput where none is left.
+    trainer, whose way with the same folder is set beside. A seed of -1 draws one. Images that an error
+    stands against are left out of the counts, as `problems` says; BadInput where none is left.
     """
     import numpy as np
 
     from edkit.data.dataset import read
     from edkit.data.plan import Plan, PlanSettings
+    from edkit.data.random import draw_seed
     from edkit.data.rates import last_rate
 
+    seed = draw_seed() if seed == -1 else seed
     if epochs < 1:
         raise UsageError(f"{epochs} epochs are no run", where="--epochs", mend="give 1 or more")
     shape = None if family is None else family_of(nano.model_dir() if family == "nano" else family)
@@ -190,6 +193,7 @@ def plan(
         batch_size=batch_size,
         resolution=wanted,
         family=family,
+        seed=seed,
         num_images=len(whole),
         num_training=len(cuts),
         folders=tuple(_folders(plan, dataset, epochs)),

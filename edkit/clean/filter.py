@@ -14,7 +14,7 @@ from edkit.clean.rules import Rule, field_named, parse, value_text
 from edkit.data.errors import Problem, UsageError
 from edkit.data.journal import Trash
 from edkit.data.progress import SILENT, Progress
-from edkit.data.random import unit
+from edkit.data.random import draw_seed, unit
 from edkit.measure.facts import Facts, Value
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Filtered:
     spans: tuple[Span, ...]
     broken: tuple[Problem, ...]  # not judged, left where they are
     skipped: tuple[tuple[Path, str], ...]  # to be set aside, but could not be
+    seed: int  # of the draw by `limit`
     operation: int | None
 
 
@@ -108,12 +109,13 @@ def filter(
     """Move images to the trash that fail any of the rules or satisfy any of `drop`, with the value as the reason.
 
     Of what is left, `top` keeps that many (an int) or that share (a float up to 1) with the highest (`lowest`: the
-    lowest) value of `by`; `limit` keeps at most that many: the best by `by`, or without it a fair draw by `seed`.
-    Where a value is not known that the outcome hangs on, the image is reported as undecided and stays, unless
-    `missing` is "drop". An image that can't be decoded is reported and left where it is. The state is that
-    of the first folder. Raises UsageError for a rule that can't be read, MissingExtra where a fact
-    needs a package that is not installed.
+    lowest) value of `by`; `limit` keeps at most that many: the best by `by`, or without it a fair draw by `seed`
+    (-1: by one that is drawn). Where a value is not known that the outcome hangs on, the image is reported as
+    undecided and stays, unless `missing` is "drop". An image that can't be decoded is reported and left where it
+    is. The state is that of the first folder. Raises UsageError for a rule that can't be read, MissingExtra where
+    a fact needs a package that is not installed.
     """
+    seed = draw_seed() if seed == -1 else seed
     folders = [Path(root)] if isinstance(root, str | Path) else [Path(one) for one in root]
     judges = [_Judge(rule=one if isinstance(one, Rule) else parse(one), keeps=True) for one in rules]
     judges += [_Judge(rule=one if isinstance(one, Rule) else parse(one), keeps=False) for one in drop]
@@ -169,6 +171,7 @@ def filter(
         ),
         broken=tuple(one for one in gathered.values() if isinstance(one, Problem)),
         skipped=tuple((change.path, why) for change, why in applied.skipped if isinstance(change, Trash)),
+        seed=seed,
         operation=applied.operation,
     )
 

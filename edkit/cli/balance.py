@@ -251,7 +251,7 @@ def plan(
                 ["Here", "edkit", NAMES[result.mirror.trainer]],
                 [[trap.what, trap.edkit, trap.theirs] for trap in result.mirror.traps],
             )
-        ui.done(result, *_plan_lines(result))
+        ui.done(result, *([f"seed {result.seed}"] if seed == -1 else []), *_plan_lines(result))
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -500,6 +500,7 @@ def filter(
         fate = "dropped" if missing == "drop" else "they stay; --missing drop drops them"
         ui.done(
             result,
+            *([f"seed {result.seed}"] if seed == -1 else []),
             *(
                 f"{tally.rule}: {count(tally.num_fail, 'image')} fail{'s' * (tally.num_fail == 1)}"
                 if not tally.rule.startswith("drop ")

@@ -79,7 +79,8 @@ def evaluate(
             seed=seed,
             progress=ui.progress,
         )
-        ui.done(found, *(f"{one.word}: {one.says}" for one in found.verdicts), f"page: {found.page}")
+        drawn = [f"seed {found.seed}"] if seed == -1 else []
+        ui.done(found, *drawn, *(f"{one.word}: {one.says}" for one in found.verdicts), f"page: {found.page}")
     if open_page:
         console.open_page(found.page)
     if max_drift is not None and found.drift.value > max_drift:
@@ -153,7 +154,8 @@ def choose(
                 for one in found.candidates
             ],
         )
-        ui.done(found, found.says, *found.tried_on, f"the model: {found.best.model}", f"page: {found.page}")
+        drawn = [f"seed {found.seed}"] if seed == -1 else []
+        ui.done(found, *drawn, found.says, *found.tried_on, f"the model: {found.best.model}", f"page: {found.page}")
     if open_page:
         console.open_page(found.page)
 

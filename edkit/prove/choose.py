@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edkit.data import atomic
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
+from edkit.data.random import draw_seed
 from edkit.prove.evaluate import Look, compare
 from edkit.prove.model import Drawing, is_lora
 from edkit.prove.page import which
@@ -58,6 +59,7 @@ class Choice:
     says: str
     tried_on: tuple[str, str]  # which training images, and which of ground truth
     max_drift: float
+    seed: int
     page: Path
     json: Path
 
@@ -83,7 +85,8 @@ def choose(
     """Score every export of a run (of a LoRA: at several strengths), and write `choose.html` into its folder.
 
     `train` and `preservation` are by default what the run trained on and its `preservation_data`. `num_pictures`
-    of each side are drawn and judged where a CLIP model is named or the model is nano. Raises UsageError, BadInput.
+    of each side are drawn and judged where a CLIP model is named or the model is nano. A seed of -1 draws one. Raises
+    UsageError, BadInput.
     """
     from edkit.train.settings import SETTINGS_FILE, read_settings
 
@@ -114,7 +117,7 @@ def choose(
         drawing=Drawing(steps=steps, guidance=guidance),
         clip=clip,
         pretrained=pretrained,
-        seed=seed,
+        seed=draw_seed() if seed == -1 else seed,
     )
     out = run / "choose.html"
     found = compare(settings.model, tried, look, out=out, max_drift=max_drift, device=device, progress=progress)
@@ -131,6 +134,7 @@ def choose(
         says=sentence(candidates, best, max_drift=max_drift, judge=found[0].judge),
         tried_on=(f"learned: {which(found[0].training)}", f"drift: {which(found[0].preservation)}"),
         max_drift=max_drift,
+        seed=look.seed,
         page=out,
         json=out.with_suffix(".json"),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edkit.data import atomic
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.progress import SILENT, Progress
+from edkit.data.random import draw_seed
 from edkit.prove.images import Images, images_of, requests, trained_on
 from edkit.prove.intervals import relative_change
 from edkit.prove.judge import ByClip, ByReader, Judge, Nobody
@@ -68,7 +69,7 @@ def evaluate(
 
     `train` and `preservation` are folders of images: what was to be learned, and what was to be kept. Images that
     the export's own record names as trained are left out where there are others. What is measured is kept beside
-    the page, so that an interrupted call goes on. Raises BadInput, UsageError.
+    the page, so that an interrupted call goes on. A seed of -1 draws one. Raises BadInput, UsageError.
     """
     look = Look(
         train=train,
@@ -80,7 +81,7 @@ def evaluate(
         resolution=resolution,
         clip=clip,
         pretrained=pretrained,
-        seed=seed,
+        seed=draw_seed() if seed == -1 else seed,
     )
     (found,) = compare(
         base, [(str(tuned), tuned, strength)], look, out=out, max_drift=max_drift, device=device, progress=progress
@@ -162,6 +163,7 @@ def compare(
                 distance=distance,
                 verdicts=tuple([*verdicts, bleeding] if bleeding else verdicts),
                 max_drift=max_drift,
+                seed=look.seed,
                 page=out,
                 json=out.with_suffix(".json"),
             )

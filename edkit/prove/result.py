@@ -75,6 +75,7 @@ class Evaluation:
     distance: tuple[float, float] | None  # KID of the pictures of ground truth's prompts, and its standard error
     verdicts: tuple[Verdict, ...]
     max_drift: float
+    seed: int
     page: Path
     json: Path
 

@@ -76,6 +76,11 @@ def test_the_schedule_holds_every_pick_once(photos: Path, tmp_path: Path) -> Non
     assert result.mixed_steps == tuple(mixed)
 
 
+def test_a_seed_that_is_drawn_is_recorded(photos: Path) -> None:
+    assert plan(photos, resolution=64, seed=-1).seed >= 0
+    assert plan(photos, resolution=64, seed=7).seed == 7
+
+
 def test_what_is_wrong_is_counted_and_left_out(photos: Path) -> None:
     (photos / "train/IMG_1234.png").write_bytes((photos / "train/my dog_(0).png").read_bytes())
     (photos / "train/broken_1.png").write_bytes(b"no picture")

@@ -191,6 +191,15 @@ def test_limit_alone_is_a_fair_draw_that_a_seed_repeats(tmp_path: Path, draw: Dr
     assert [one.path.name for one in filter(tmp_path, limit=4, seed=2, dry_run=True).dropped] != first
 
 
+def test_a_seed_that_is_drawn_is_recorded(tmp_path: Path, draw: Draw) -> None:
+    for seed in range(3):
+        draw(f"{seed}.png", seed, (64, 64))
+    result = filter(tmp_path, limit=2, seed=-1, dry_run=True)
+    assert result.seed >= 0
+    (same,) = filter(tmp_path, limit=2, seed=result.seed, dry_run=True).dropped
+    assert result.dropped == (same,) and same.reason == f"not among the 2 drawn (seed {result.seed})"
+
+
 def test_an_image_without_the_deciding_value_stays(sourced: Path) -> None:
     result = filter(sourced, top=1, by="num_words", dry_run=True)
     assert [one.path.name for one in result.undecided] == ["IMG_0001.png"]
