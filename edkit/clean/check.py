@@ -105,7 +105,9 @@ def check(
         raise UsageError("WORDS stands for what the pictures show", mend='--caption-fallback "my dog"')
     fixed = None
     changes = (fix or shorten or bool(set_aside)) and not dry_run
-    with open_catalog(asked.root, state_dir=state_dir, changes=changes, command="check", progress=progress) as catalog:
+    with open_catalog(
+        asked.root, state_dir=state_dir, changes=changes, finish=not dry_run, command="check", progress=progress
+    ) as catalog:
 
         def look() -> Look:
             return _look(catalog, asked, target, resolution, caption_fallback, heads, workers, progress)

@@ -12,6 +12,7 @@ from edkit.data.catalog import Catalog
 from edkit.data.errors import StateError, UsageError
 from edkit.data.journal import Applied, Change, Trash, apply
 from edkit.data.progress import SILENT, Progress
+from edkit.data.redo import unfinished
 from edkit.data.walk import nfc, walk
 
 
@@ -154,18 +155,33 @@ def set_aside(
 
 
 def open_catalog(
-    root: Path, *, state_dir: Path | None, changes: bool, command: str, progress: Progress = SILENT
+    root: Path,
+    *,
+    state_dir: Path | None,
+    changes: bool,
+    finish: bool = False,
+    command: str,
+    progress: Progress = SILENT,
 ) -> Catalog:
     """The catalog of a data root: for writing where `changes` are to be made, else as the folder allows.
 
     Where nothing is to be changed, measured facts are still kept if the root has a state already; a state
-    that can't be written (another edkit at work, a read-only disk) then costs only time.
+    that can't be written (another edkit at work, a read-only disk) then costs only time. What was interrupted is
+    finished where `changes` or `finish` say so, else told.
     """
     from edkit.data.catalog import state_dir_for
 
     if changes:
         return Catalog.open(root, state_dir=state_dir, command=command, progress=progress)
-    if state_dir_for(root, state_dir).is_dir():
+    keeps = state_dir_for(root, state_dir).is_dir()
+    if keeps and not finish:
+        with Catalog.open(root, state_dir=state_dir, write=False, command=command, progress=progress) as catalog:
+            left = unfinished(catalog.site())
+        if left:
+            told = ", ".join(f"operation {number} ({verb})" for number, verb in left)
+            progress.say(f"not finished yet: {told}; some files may be hidden until edkit check {root} finishes it")
+            keeps = False
+    if keeps:
         try:
             return Catalog.open(root, state_dir=state_dir, command=command, progress=progress)
         except StateError as error:

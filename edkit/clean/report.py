@@ -69,7 +69,9 @@ def report(
 
         # before our own catalog is open: both folders may have one state
         shared = overlapping(root, overlap, radius=radius, workers=workers, state_dir=state_dir, progress=progress)
-    with open_catalog(root, state_dir=state_dir, changes=False, command="report", progress=progress) as catalog:
+    with open_catalog(
+        root, state_dir=state_dir, changes=False, finish=True, command="report", progress=progress
+    ) as catalog:
         found = survey(
             catalog,
             root,

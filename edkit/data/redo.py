@@ -114,10 +114,15 @@ class _Skip(Exception):
     """This change can't be carried out; the reason goes into the journal."""
 
 
+def unfinished(site: Site) -> list[tuple[int, str]]:
+    """Number and verb of every operation that a killed process left, or that another process is at."""
+    with site.told():
+        return site.db.execute(f"SELECT id, verb FROM operation WHERE phase < {FINISHED} ORDER BY id").fetchall()
+
+
 def finish_unfinished(site: Site) -> list[int]:
     """Carry on with operations that a killed process left; their numbers."""
-    with site.told():
-        found = site.db.execute(f"SELECT id, verb FROM operation WHERE phase < {FINISHED} ORDER BY id").fetchall()
+    found = unfinished(site)
     for operation, verb in found:
         site.progress.say(f"finishing operation {operation} ({verb}), which was interrupted")
         carry_out(site, operation)

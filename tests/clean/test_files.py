@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edkit.clean.files import Unwanted, list_images, open_catalog, set_aside
+from edkit.data import redo
 from edkit.data.catalog import Catalog
 from edkit.data.errors import UsageError
-from edkit.data.journal import Trash, undo
+from edkit.data.journal import Move, Trash, apply, undo
 
 
 def tree(root: Path, *names: str) -> dict[str, Path]:
@@ -116,6 +118,27 @@ def test_looking_keeps_facts_where_there_is_a_state(tmp_path: Path) -> None:
     Catalog.open(tmp_path).close()
     with open_catalog(tmp_path, state_dir=None, changes=False, command="check") as catalog:
         assert catalog.writable
+
+
+def test_a_dry_run_finishes_nothing_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = tree(tmp_path, "a.jpg", "b.jpg")
+    run = redo._Worker.run
+
+    def killed(self: redo._Worker, phase: int) -> Iterator[int]:
+        if phase == 2:
+            raise KeyboardInterrupt
+        yield from run(self, phase)
+
+    monkeypatch.setattr(redo._Worker, "run", killed)
+    swap = [Move(at["a.jpg"], at["b.jpg"]), Move(at["b.jpg"], at["a.jpg"])]
+    with Catalog.open(tmp_path) as catalog, pytest.raises(KeyboardInterrupt):
+        apply(catalog, swap, verb="swap")
+    monkeypatch.undo()
+    before = names(tmp_path)
+    with open_catalog(tmp_path, state_dir=None, changes=False, command="dedupe") as catalog:
+        assert not catalog.writable and names(tmp_path) == before
+    with open_catalog(tmp_path, state_dir=None, changes=False, finish=True, command="check"):
+        assert names(tmp_path) == {"a.jpg", "b.jpg"} != before
 
 
 def test_looking_works_while_another_edkit_writes(tmp_path: Path) -> None:
