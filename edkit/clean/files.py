@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edkit.data.catalog import Catalog
-from edkit.data.errors import StateError, UsageError
+from edkit.data.errors import BadInput, StateError, UsageError
 from edkit.data.journal import Applied, Change, Trash, apply
 from edkit.data.progress import SILENT, Progress
 from edkit.data.redo import unfinished
@@ -167,7 +167,7 @@ def open_catalog(
 
     Where nothing is to be changed, measured facts are still kept if the root has a state already; a state
     that can't be written (another edkit at work, a read-only disk) then costs only time. What was interrupted is
-    finished where `changes` or `finish` say so, else told.
+    finished where `changes` or `finish` say so; else BadInput is raised, as files may be hidden.
     """
     from edkit.data.catalog import state_dir_for
 
@@ -176,11 +176,12 @@ def open_catalog(
     keeps = state_dir_for(root, state_dir).is_dir()
     if keeps and not finish:
         with Catalog.open(root, state_dir=state_dir, write=False, command=command, progress=progress) as catalog:
-            left = unfinished(catalog.site())
-        if left:
-            told = ", ".join(f"operation {number} ({verb})" for number, verb in left)
-            progress.say(f"not finished yet: {told}; some files may be hidden until edkit check {root} finishes it")
-            keeps = False
+            for number, verb in unfinished(catalog.site()):
+                raise BadInput(
+                    f"operation {number} ({verb}) is under way, or was interrupted, and may hide files",
+                    where=str(root),
+                    mend="let its command end; edkit check DIR finishes an interrupted one",
+                )
     if keeps:
         try:
             return Catalog.open(root, state_dir=state_dir, command=command, progress=progress)
