@@ -229,7 +229,9 @@ def generate(
     size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels; none: the model's.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Pictures drawn at once.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The noise the pictures grow from.")] = 555,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the machine has it.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, or bf16 or fp16 where the machine has it.")
+    ] = "fp32",
     lora: Annotated[
         list[str] | None, typer.Option("--lora", help="A LoRA file or export, FILE or FILE:STRENGTH (repeatable).")
     ] = None,

@@ -10,7 +10,7 @@ from edkit.data.errors import UsageError
 from edkit.train.checkpoint import need_room
 from edkit.train.export import export_model
 from edkit.train.families import load_family
-from edkit.train.families.base import DTYPES
+from edkit.train.families.base import need_precision
 from edkit.train.families.single_file import save_single_file
 
 FORMS = ("single-file", "diffusers")
@@ -32,8 +32,7 @@ def convert(model: str | Path, *, to: str, out: Path, precision: str = "fp32") -
     """
     if to not in FORMS:
         raise UsageError(f"--to {to}: {' or '.join(FORMS)}")
-    if precision not in DTYPES:
-        raise UsageError(f"--precision {precision}: {', '.join(DTYPES)}")
+    need_precision(precision)
     if out.exists():
         raise UsageError("is there already", where=str(out), mend="--out names a new one")
     if to == "single-file" and out.suffix != ".safetensors":

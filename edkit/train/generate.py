@@ -55,9 +55,10 @@ def generate(
 
     The n-th picture of a prompt is the same in every call with the same model, settings and `batch_size`
     (None: a number that the machine and the size decide). `size` is (width, height) in pixels. Raises
-    BadInput for a model that does not load, UsageError for a size it can't draw.
+    BadInput for a model that does not load, UsageError for a size or a number of steps it can't draw.
     """
     from edkit.train.families import load_family
+    from edkit.train.families.base import need_precision
     from edkit.train.lora import merge_lora
 
     out = Path(out)
@@ -65,6 +66,7 @@ def generate(
         raise UsageError("no prompt was given", mend='--prompt "a photo of ..."')
     if steps < 1 or num_images < 1:
         raise UsageError("steps and the number of images must be at least 1")
+    need_precision(precision)
     family = load_family(model, say=progress.say)
     read = {"clip_skip": clip_skip, "caption_chunks": caption_chunks}
     for name, value in read.items():
@@ -120,8 +122,12 @@ def draw(
     import torch
     from PIL import Image
 
+    from edkit.train.families.base import DTYPES, need_precision
     from edkit.train.noise import normal
 
+    need_precision(precision)
+    if steps >= family.num_timesteps:
+        raise UsageError(f"{steps} steps: this model draws in fewer than its {family.num_timesteps} timesteps")
     width, height = size or (family.resolution, family.resolution)
     if width < 1 or height < 1 or width % family.bucket_step or height % family.bucket_step:
         step = family.bucket_step
@@ -129,7 +135,7 @@ def draw(
     shape = (family.latent_channels, height // family.vae_factor, width // family.vae_factor)
     rows = batch_size or (1 if device.type == "cpu" and shape[1] * shape[2] >= 32 * 32 else 8)
     pictures: list[Image.Image] = []
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
+    autocast = torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32", cache_enabled=True)
     modes = {name: part.training for name, part in family.parts().items()}
     for part in family.parts().values():
         part.eval()

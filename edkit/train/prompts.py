@@ -62,21 +62,25 @@ class SampleSheet:
 class Prompts:
     """The sample prompts of a run as they stand at the moment."""
 
-    def __init__(self, source: Sequence[str] | Path, defaults: SampleSheet, *, say: Callable[[str], None]) -> None:
-        """`source`: the prompts, or a `.txt` or `.json` file of them; `defaults` holds where that is silent.
+    def __init__(
+        self, source: Sequence[str] | Path, defaults: SampleSheet, *, num_timesteps: int, say: Callable[[str], None]
+    ) -> None:
+        """`source`: the prompts, or a `.txt` or `.json` file of them; `defaults` holds where that is silent;
+        `num_timesteps`: the model's, of which pictures are drawn in fewer steps.
 
         Raises BadInput where the file is wrong: later on, what it said last is used.
         """
         self._source, self._defaults, self._say = source, defaults, say
+        self._num_timesteps = num_timesteps
         self._told = ""
-        self._sheet = read_sheet(source, defaults)
+        self._sheet = self._read()
         for note in self._sheet.notes:
             say(note)
 
     def now(self) -> SampleSheet:
         """The sheet to draw; a file is read anew."""
         try:
-            sheet = read_sheet(self._source, self._defaults)
+            sheet = self._read()
         except BadInput as error:
             if str(error) != self._told:
                 self._say(f"{error}; drawing what it said before")
@@ -87,6 +91,13 @@ class Prompts:
             for note in sheet.notes:
                 self._say(note)
         self._sheet, self._told = sheet, ""
+        return sheet
+
+    def _read(self) -> SampleSheet:
+        sheet = read_sheet(self._source, self._defaults)
+        if sheet.steps >= self._num_timesteps:
+            what = f"num_inference_steps = {sheet.steps}, but the model has {self._num_timesteps} timesteps"
+            raise BadInput(what, where=str(self._source))
         return sheet
 
 

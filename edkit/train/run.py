@@ -132,7 +132,9 @@ def _train(
         torch.set_num_threads(int(threads))
     device = pick_device(ranks.device_name(settings.device))
     need_packages(tensorboard=settings.tensorboard, wandb=settings.wandb)
-    prompts = Prompts(settings.sample_prompts, _sample_sheet(settings), say=progress.say)
+    prompts = Prompts(
+        settings.sample_prompts, _sample_sheet(settings), num_timesteps=family.num_timesteps, say=progress.say
+    )
     with contextlib.ExitStack() as stack:
         held_before = _held_before(run_dir) if resume is not None else None
         with ranks.after_first():

@@ -287,6 +287,8 @@ def resolve(
     )
     if chosen.timestep_end is not None and chosen.timestep_end > num_timesteps:
         raise SettingError("timestep_end", f"{chosen.timestep_end}, but the model has {num_timesteps} timesteps")
+    if chosen.sample_steps >= num_timesteps:
+        raise SettingError("sample_steps", f"{chosen.sample_steps}, but the model has {num_timesteps} timesteps")
     if chosen.resolution is not None and chosen.bucket_step is not None and chosen.resolution < chosen.bucket_step:
         raise SettingError(
             "resolution", f"{chosen.resolution} is below this model's step of {chosen.bucket_step} pixels"

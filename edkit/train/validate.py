@@ -15,7 +15,7 @@ from edkit.data.plan import Bucket, Plan, crop_for
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Sample, caption_text
 from edkit.train.cache import View
-from edkit.train.families.base import DTYPES, Family
+from edkit.train.families.base import DTYPES, Family, need_precision
 from edkit.train.loader import picture_sizes
 from edkit.train.losses import image_losses
 from edkit.train.noise import normal
@@ -88,6 +88,7 @@ def stable_losses(
     meanwhile, and no random state is touched: training goes on as if nothing had happened. Compare two models on
     the same samples and read the difference of their `losses` image by image: the noise is the same in both.
     """
+    need_precision(precision)
     first, last = timesteps or (0, family.num_timesteps)
     middles = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
     times = family.timesteps(middles, first, last)  # (T,)

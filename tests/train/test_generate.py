@@ -74,6 +74,16 @@ def test_sizes_the_model_cannot_draw_are_refused(model: Path, tmp_path: Path) ->
     assert parse_size("768x512") == (768, 512)
 
 
+def test_unknown_precisions_and_too_many_steps_are_refused_and_halves_are_halves(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--precision quux: fp32, fp16, bf16"):
+        generate(model, ["red"], tmp_path, precision="quux")
+    for steps in (1000, 2000):
+        with pytest.raises(UsageError, match=f"{steps} steps: this model draws in fewer than its 1000 timesteps"):
+            generate(model, ["red"], tmp_path, steps=steps)
+    drawn = [pixels(generate(model, ["red"], tmp_path, steps=1, precision=p)[0]) for p in ("fp32", "fp16", "bf16")]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])
+
+
 def test_a_grid_has_a_row_for_each_prompt_and_a_column_for_each_guidance() -> None:
     colours = [["red", "green"], ["blue", "yellow"]]
     rows = [[Image.new("RGB", (64, 48 if i else 32), colour) for colour in row] for i, row in enumerate(colours)]

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_a_changed_file_is_read_again_and_a_broken_one_told_once(tmp_path: Path) -> None:
     said: list[str] = []
     path = sheet(tmp_path, "a dog", "prompts.txt")
-    prompts = Prompts(path, DEFAULTS, say=said.append)
+    prompts = Prompts(path, DEFAULTS, num_timesteps=1000, say=said.append)
     assert len(prompts.now().prompts) == 1 and said == []
     path.write_text("a dog\na cat", encoding="utf-8")
     assert len(prompts.now().prompts) == 2 and said == [f"{path}: changed; drawing 2 prompts"]
@@ -90,7 +90,10 @@ def test_a_changed_file_is_read_again_and_a_broken_one_told_once(tmp_path: Path)
     path.write_text("a cat", encoding="utf-8")
     assert prompts.now().prompts[0].prompt == "a cat"
     with pytest.raises(BadInput, match="no such file"):
-        Prompts(tmp_path / "nowhere.txt", DEFAULTS, say=said.append)
+        Prompts(tmp_path / "nowhere.txt", DEFAULTS, num_timesteps=1000, say=said.append)
+    path.with_suffix(".json").write_text('{"num_inference_steps": 1200, "samples": []}', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"\.json: num_inference_steps = 1200, but the model has 1000 timesteps"):
+        Prompts(path.with_suffix(".json"), DEFAULTS, num_timesteps=1000, say=said.append)
 
 
 def test_a_run_draws_rows_of_prompts_and_columns_of_guidance(

@@ -147,6 +147,12 @@ def test_resolving_fills_in_the_familys_numbers_and_keeps_what_was_said() -> Non
     assert done.max_epochs == 10
 
 
+def test_pictures_are_drawn_in_fewer_steps_than_the_model_has_timesteps() -> None:
+    s = TrainSettings(data_root="p", model="m", sample_steps=1200)
+    with pytest.raises(BadInput, match="sample_steps: 1200, but the model has 1000 timesteps"):
+        resolve(s, resolution=512, bucket_step=64, num_timesteps=1000, family="sd1")
+
+
 def test_assignments_are_toml_or_plain_text() -> None:
     said = st.flag_settings(["lr=1e-4", "sample-prompts=['a','b']", "model=some/path"], batch_size=2, seed=None)
     assert said == {"lr": 1e-4, "sample_prompts": ["a", "b"], "model": "some/path", "batch_size": 2}

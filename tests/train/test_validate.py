@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edkit.data.catalog import Catalog
 from edkit.data.dataset import read
-from edkit.data.errors import BadInput
+from edkit.data.errors import BadInput, UsageError
 from edkit.data.plan import Plan, PlanSettings
 from edkit.data.sample import Caption, Options, Sample
 from edkit.train import checkpoint as ck
@@ -97,6 +97,8 @@ def test_other_noise_weights_and_captions_give_other_losses(
         assert not torch.equal(before.losses, stable_losses(family, samples, latents, device=CPU, seed=1).losses)
         said = [replace(sample, caption="something else") for sample in samples]
         assert not torch.equal(before.losses, stable_losses(family, said, latents, device=CPU).losses)
+        with pytest.raises(UsageError, match="--precision half: fp32, fp16, bf16"):
+            stable_losses(family, samples, latents, device=CPU, precision="half")
         range_ = stable_losses(family, samples, latents, device=CPU, num_timesteps=2, timesteps=(500, 900))
         assert range_.timesteps.tolist() == [600, 800]
         with torch.no_grad():

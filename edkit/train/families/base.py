@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edkit.data import atomic
+from edkit.data.errors import UsageError
 from edkit.train.losses import Prediction
 from edkit.train.noise import Name
 
@@ -19,6 +20,12 @@ Text = dict[str, Tensor]
 """What a family's text side makes of captions: named tensors, the first axis of each is the caption."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def need_precision(precision: str) -> None:
+    """UsageError where it is none of `DTYPES`."""
+    if precision not in DTYPES:
+        raise UsageError(f"--precision {precision}: {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True, slots=True)
