@@ -108,6 +108,9 @@ def read_sheet(source: Sequence[str] | Path, defaults: SampleSheet) -> SampleShe
         return replace(defaults, prompts=tuple(replace(first, prompt=prompt) for prompt in source))
     if source.suffix.lower() == ".json":
         return _read_json(source, defaults, first)
+    if source.suffix.lower() != ".txt" and not source.exists():
+        mend = f'prompts themselves are a list: sample_prompts = ["{source.name}"]'
+        raise BadInput("no such file of sample prompts", where=str(source), mend=mend)
     lines = [line.strip() for line in read_text(source).splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     return replace(defaults, prompts=tuple(replace(first, prompt=prompt) for prompt in prompts))

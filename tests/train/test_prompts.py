@@ -96,6 +96,11 @@ def test_a_changed_file_is_read_again_and_a_broken_one_told_once(tmp_path: Path)
         Prompts(path.with_suffix(".json"), DEFAULTS, num_timesteps=1000, say=said.append)
 
 
+def test_a_prompt_that_is_no_list_is_told_how_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r'no such file of sample prompts .*sample_prompts = \["a dog, 3.5 m"\]'):
+        read_sheet(tmp_path / "a dog, 3.5 m", DEFAULTS)
+
+
 def test_a_run_draws_rows_of_prompts_and_columns_of_guidance(
     settings: Callable[..., TrainSettings], tmp_path: Path
 ) -> None:
