@@ -116,6 +116,9 @@ def _train(
         num_timesteps=family.num_timesteps,
         family=family.name,
     )
+    if settings.zero_terminal_snr and (settings.min_snr_gamma or settings.debiased):
+        weighing = "debiased" if settings.debiased else "min_snr_gamma"
+        progress.say(f"zero_terminal_snr: {weighing} gives the last timestep no weight, and pictures begin from it")
     if resume is not None:
         differs = {k: v for k, v in changed(before, settings).items() if k not in _HARMLESS}
         _consent(differs, "settings", accept_changes, where=resume, progress=progress)

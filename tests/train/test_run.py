@@ -41,6 +41,19 @@ WHOLE |= {
 }
 
 
+class Told:
+    """Keeps what is said."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def task(self, what: str, total: int | None = None, unit: str = "images") -> Any:
+        return SILENT.task(what, total, unit)
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+
 def digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of every tensor file of a checkpoint."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.glob("*.safetensors"))}
@@ -128,6 +141,9 @@ def test_zero_terminal_snr_wants_v_prediction_and_stands_in_the_export(
     path = tmp_path / "v" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"prediction_type": "v_prediction"}), "utf-8")
     run = train(settings(model=str(tmp_path / "v"), zero_terminal_snr=True, max_steps=2))
+    told: list[str] = []
+    train(run.settings.but(out=tmp_path / "m", min_snr_gamma=5.0), dry_run=True, progress=Told(told))
+    assert any("min_snr_gamma gives the last timestep no weight" in line for line in told)
     assert run.export is not None
     said = json.loads((run.export / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     assert said["rescale_betas_zero_snr"] is True and said["timestep_spacing"] == "trailing"
@@ -332,15 +348,7 @@ def test_a_run_of_epochs_goes_on_for_steps_and_says_where_nothing_is_left(settin
     run = train(settings(max_steps=None, max_epochs=1))
     assert run.step == 2
     told: list[str] = []
-
-    class Told:
-        def task(self, what: str, total: int | None = None, unit: str = "images") -> Any:
-            return SILENT.task(what, total, unit)
-
-        def say(self, line: str) -> None:
-            told.append(line)
-
-    again = train(resume=run.run_dir, progress=Told())
+    again = train(resume=run.run_dir, progress=Told(told))
     assert again.step == 2 and any("nothing is left to train: step 2 of 2" in line for line in told)
     longer, _ = find_run(None, {"max_steps": 3}, run_dir=run.run_dir, resume=True)
     assert (longer.max_steps, longer.max_epochs) == (3, None)
