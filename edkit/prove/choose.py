@@ -185,6 +185,9 @@ def sentence(candidates: Sequence[Candidate], best: Candidate, *, max_drift: flo
         said = f"{best.name}: subject {best.subject:.0%}, old world {best.world:.0%} (drift {best.drift:+.1%})"
     if best.learned <= 0:
         return f"none of {len(candidates)} learned anything; {said}"
+    if best.bled:
+        clear = f"none that learned kept the drift below {max_drift:.1%} and its class clear"
+        return f"{said}; its class becomes the subject, and {clear}"
     if best.drift > max_drift:
         return f"{said}; none of {len(candidates)} kept the drift below {max_drift:.1%}, and this is the least bad"
     later = [one for one in candidates if one.learned > best.learned]
@@ -192,6 +195,12 @@ def sentence(candidates: Sequence[Candidate], best: Candidate, *, max_drift: flo
         why = "its class becomes the subject" if one.bled and one.drift <= max_drift else f"drift {one.drift:+.1%}"
         return f"{said}; {one.name} learned more, but {why}"
     return f"{said}; no other learned more"
+
+
+def headline(best: Candidate) -> str:
+    """`Use step 800`, where that learned, kept and did not bleed."""
+    good = best.learned > 0 and best.kept and not best.bled
+    return f"Use {best.name}" if good else f"At best, {best.name}"
 
 
 def _candidate(one: Evaluation, step: int, path: Path) -> Candidate:
@@ -221,7 +230,7 @@ def _write_page(choice: Choice) -> Path:
     return layout.write(
         choice.page,
         layout.render(
-            f"Use {best.name}" if best.kept and best.learned > 0 else f"At best, {best.name}",
+            headline(best),
             _trade_off(choice),
             _curves(choice),
             _table(choice),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edkit.data.errors import BadInput, UsageError
-from edkit.prove.choose import Candidate, choose, exports, pick, sentence
+from edkit.prove.choose import Candidate, choose, exports, headline, pick, sentence
 
 
 def at(step: int, learned: float, drift: float, **more: Any) -> Candidate:
@@ -43,6 +43,15 @@ def test_where_none_kept_the_least_bad_of_those_that_learned() -> None:
     best = pick(run, max_drift=0.05)
     assert best.step == 2  # the first drifted less, and learned next to nothing
     assert "none of 3 kept the drift below 5.0%" in sentence(run, best, max_drift=0.05, judge="")
+
+
+def test_where_all_bled_the_choice_is_no_recommendation() -> None:
+    run = [at(1, 0.2, 0.01, bled=True), at(2, 0.4, 0.09, bled=False)]
+    best = pick(run, max_drift=0.05)
+    assert headline(best) == "At best, step 1"
+    assert sentence(run, best, max_drift=0.05, judge="").endswith(
+        "its class becomes the subject, and none that learned kept the drift below 5.0% and its class clear"
+    )
 
 
 def test_where_none_learned_it_says_so() -> None:
