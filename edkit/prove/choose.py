@@ -100,6 +100,9 @@ def choose(
     if train is None or preservation is None:
         missing = "--train" if train is None else "--preservation"
         raise UsageError(f"the run does not say what was to be {'learned' if train is None else 'kept'}", mend=missing)
+    if num_pictures == 0 and (class_prompts or clip):
+        flag = "--class-prompt" if class_prompts else "--clip"
+        raise UsageError(f"{flag} judges pictures, and none are drawn", mend="--num-pictures 12")
     models = exports(run)
     if not models:
         raise BadInput("has no export to choose from", where=str(run), mend="train with export_on_save")

@@ -99,6 +99,9 @@ def test_mistakes_are_told(tmp_path: Path, ruined: Path) -> None:
         choose(tmp_path)
     with pytest.raises(UsageError, match=r"does not say what was to be kept.*--preservation"):
         choose(ruined)
+    for judged in ({"class_prompts": ["a star"]}, {"clip": "ViT-B-32"}):
+        with pytest.raises(UsageError, match=r"judges pictures, and none are drawn \(--num-pictures 12\)"):
+            choose(ruined, preservation=ruined, **judged)  # type: ignore[arg-type]
     (tmp_path / "settings.toml").write_text('data_root = "x"\nmodel = "nano"\n', encoding="utf-8")
     with pytest.raises(BadInput, match="no export"):
         choose(tmp_path, train=tmp_path, preservation=tmp_path)
