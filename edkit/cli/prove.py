@@ -39,7 +39,9 @@ def evaluate(
     num_pictures: Annotated[int, typer.Option("--num-pictures", help="Pictures of each side; 0 draws none.")] = 12,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of a picture.")] = 25,
     guidance: Annotated[float, typer.Option("--guidance", help="How closely pictures follow prompts.")] = 5.0,
-    resolution: Annotated[int | None, typer.Option("--resolution", help="Pixels; none: the model's.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", help="Pixels; none: the run's, or the model's.")
+    ] = None,
     clip: Annotated[
         str | None, typer.Option("--clip", help="A CLIP model that judges the pictures (open_clip name or folder).")
     ] = None,

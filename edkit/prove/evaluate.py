@@ -16,7 +16,7 @@ from edkit.data.random import draw_seed
 from edkit.prove.images import Images, images_of, requests, trained_on
 from edkit.prove.intervals import relative_change
 from edkit.prove.judge import ByClip, ByReader, Judge, Nobody
-from edkit.prove.model import Drawing, Kept, Model, latents_of, load
+from edkit.prove.model import Drawing, Kept, Manner, Model, latents_of, load, manner_of
 from edkit.prove.page import write_page
 from edkit.prove.reading import reads
 from edkit.prove.result import SIDES, Evaluation, Losses, Part, Side
@@ -103,7 +103,8 @@ def compare(
 ) -> list[Evaluation]:
     """Hold tuned models, each (name, model, strength), against one base; one model is in memory at a time.
 
-    `out` is the page's place; what was measured stands in the folder beside it.
+    All are read as the last of them says that its run did. `out` is the page's place; what was measured stands in the
+    folder beside it.
     """
     from edkit.train.families import find_model
     from edkit.train.generate import pick_device
@@ -114,13 +115,14 @@ def compare(
     place = pick_device(device)
     files = out.with_name(f"{out.stem}-files")
     notes = Kept(files)
-    family = load(base)
+    manner = manner_of(Path(tuned[-1][1]))
+    family = load(base, manner=manner)
     trained = trained_on(dict.fromkeys(Path(model) for _, model, _ in tuned))
     with latents_of(family, files / "latents.db", place) as cache:
-        first = Model(family, notes, device=place, progress=progress)
+        first = Model(family, notes, manner=manner, device=place, progress=progress)
         sides = {
-            "training": _images(look.train, first, cache, look, trained, _inside(look), progress),
-            "preservation": _images(look.preservation, first, cache, look, trained, None, progress),
+            "training": _images(look.train, first, cache, look, manner, trained, _inside(look), progress),
+            "preservation": _images(look.preservation, first, cache, look, manner, trained, None, progress),
         }
         asked = _asked(look, sides)
         before = _measured(first, sides, asked, cache.latents, look)
@@ -129,11 +131,11 @@ def compare(
         del first, family
         afters: list[tuple[str, _Measured]] = []
         for label, model, strength in tuned:
-            other = load(base, model, strength=strength)
+            other = load(base, model, strength=strength, manner=manner)
             if other.name != name:
                 raise BadInput(f"is a {other.name} model and the base a {name}", where=str(model))
             progress.say(f"measuring {label}")
-            second = Model(other, notes, device=place, progress=progress)
+            second = Model(other, notes, manner=manner, device=place, progress=progress)
             afters.append((second.id, _measured(second, sides, asked, cache.latents, look)))
             del second, other
     judge: Judge = ByReader() if is_nano else Nobody()
@@ -197,12 +199,12 @@ def _inside(look: Look) -> Path | None:
 
 
 def _images(
-    root: Path, model: Model, cache: Any, look: Look, trained: frozenset[str] | None, without: Path | None,
-    progress: Progress,
+    root: Path, model: Model, cache: Any, look: Look, manner: Manner, trained: frozenset[str] | None,
+    without: Path | None, progress: Progress,
 ) -> Images:  # fmt: skip
     return images_of(
         root, model.family, cache, trained=trained, without=without, limit=look.num_images,
-        resolution=look.resolution, seed=look.seed, progress=progress,
+        resolution=look.resolution, manner=manner, seed=look.seed, progress=progress,
     )  # fmt: skip
 
 

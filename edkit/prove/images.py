@@ -14,6 +14,7 @@ from edkit.data.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edkit.prove.model import Manner
     from edkit.train.cache import LatentCache
     from edkit.train.families.base import Family
     from edkit.train.generate import Request
@@ -63,22 +64,31 @@ def images_of(
     without: Path | None = None,
     limit: int,
     resolution: int | None,
+    manner: Manner,
     seed: int,
     progress: Progress,
 ) -> Images:
     """Up to `limit` images of a folder, drawn by their content: such as never trained, or any where those are few.
 
     `trained`: what the run trained on; None: unknown, and all images count as seen. `without`: a folder that is the
-    other side's. Nothing is written to the folder. Raises BadInput where fewer than two images are left.
+    other side's. Captions are read, and pictures cut, in the run's `manner`. Nothing is written to the folder. Raises
+    BadInput where fewer than two images are left.
     """
     from edkit.data.catalog import Catalog
     from edkit.data.dataset import read
     from edkit.data.plan import Plan, PlanSettings
     from edkit.data.random import unit
+    from edkit.data.sample import Options
     from edkit.train.validate import fixed_sample
 
     with Catalog.open(root, write=False, command="evaluate") as catalog:
-        dataset = read(root, catalog=catalog, progress=progress)
+        dataset = read(
+            root,
+            defaults=Options(max_caption_length=manner.max_caption_length),
+            caption_fallback=manner.caption_fallback,
+            catalog=catalog,
+            progress=progress,
+        )
         dataset, gone = dataset.without_errors()
         if without is not None:
             inside = Path(os.path.abspath(without))  # noqa: PTH100 - links stay links
@@ -90,7 +100,10 @@ def images_of(
     chosen = new if held_out else list(range(len(dataset)))
     chosen = sorted(chosen, key=lambda i: (unit(seed, "evaluated", ids[dataset.path(i)]), dataset.key(i)))[:limit]
     settings = PlanSettings(
-        batch_size=1, resolution=resolution or family.resolution, bucket_step=family.bucket_step, small="upscale"
+        batch_size=1,
+        resolution=resolution or manner.resolution or family.resolution,
+        bucket_step=family.bucket_step,
+        small="upscale",
     )
     plan = Plan(dataset, settings)
     samples = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,41 @@ class Drawing:
     precision: str = "fp32"
 
 
-def load(base: str | Path, tuned: str | Path | None = None, *, strength: float = 1.0) -> Family:
-    """The base, the tuned model, or the base with a LoRA of that strength. Raises BadInput."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a run read its captions and its model, by the names of its settings."""
+
+    caption_fallback: str | None = None
+    max_caption_length: int | None = None
+    resolution: int | None = None
+    clip_skip: int = 1
+    caption_chunks: int = 1
+    zero_terminal_snr: bool = False
+
+
+def manner_of(tuned: Path) -> Manner:
+    """The manner that stands in a model's weights; the usual one for a model from elsewhere."""
+    from edkit.train.verify import said_by
+
+    said = tomllib.loads(said_by(tuned).get("edkit_settings", ""))
+    return Manner(**{field.name: said[field.name] for field in fields(Manner) if field.name in said})
+
+
+def load(base: str | Path, tuned: str | Path | None = None, *, strength: float = 1.0, manner: Manner) -> Family:
+    """The base, the tuned model, or the base with a LoRA of that strength, to be read as a run read it.
+
+    Raises BadInput.
+    """
     from edkit.train.families import load_family
     from edkit.train.lora import merge_lora
 
-    if tuned is None:
-        return load_family(base)
-    if not is_lora(tuned):
-        return load_family(tuned)
-    family = load_family(base)
-    merge_lora(family, Path(tuned), strength=strength)
+    lora = tuned is not None and is_lora(tuned)
+    family = load_family(base if tuned is None or lora else tuned)
+    if tuned is not None and lora:
+        merge_lora(family, Path(tuned), strength=strength)
+    family.clip_skip, family.caption_chunks = manner.clip_skip, manner.caption_chunks
+    if manner.zero_terminal_snr:
+        family.end_at_pure_noise()
     return family
 
 
@@ -103,8 +128,9 @@ class Kept:
 class Model:
     """One model on its device, with what it was already asked."""
 
-    def __init__(self, family: Family, kept: Kept, *, device: torch.device, progress: Progress) -> None:
+    def __init__(self, family: Family, kept: Kept, *, manner: Manner, device: torch.device, progress: Progress) -> None:
         self.family, self.kept, self.device, self.progress = family, kept, device, progress
+        self._read = (manner.clip_skip, manner.caption_chunks, manner.zero_terminal_snr)
         family.place(device)
         self.id = family.model_hash()
 
@@ -114,7 +140,8 @@ class Model:
         """The stable loss of every sample at each of `NUM_TIMESTEPS` timesteps, the least noisy first."""
         from edkit.train.validate import stable_losses
 
-        keys = [_key(self.id, s.view.content_id, s.view.crop, s.caption, NUM_TIMESTEPS, precision) for s in samples]
+        how = (NUM_TIMESTEPS, precision, *self._read)
+        keys = [_key(self.id, s.view.content_id, s.view.crop, s.caption, *how) for s in samples]
         missing = [i for i, key in enumerate(keys) if self.kept.losses(key) is None]
         with self.progress.task("measuring", total=len(samples)) as advance:
             advance(len(samples) - len(missing))
@@ -136,7 +163,7 @@ class Model:
         """The picture of every request, as files in the folder of what is kept."""
         from edkit.train.generate import draw, write_png
 
-        paths = [self.kept.picture(_key(self.id, r.prompt, r.seed, r.occurrence, how)) for r in requests]
+        paths = [self.kept.picture(_key(self.id, r.prompt, r.seed, r.occurrence, how, *self._read)) for r in requests]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         if missing:
             paths[0].parent.mkdir(parents=True, exist_ok=True)

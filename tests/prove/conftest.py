@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def ruined(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA's run."""
     return trained(data, tmp_path_factory.mktemp("runs") / "lora", method="lora", lora_rank=4, lr=1e-2)
+
+
+@pytest.fixture(scope="session")
+def nameless(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Images whose names are no captions, and a LoRA's run that read them, and the model, in a manner of its own."""
+    root = tmp_path_factory.mktemp("nameless")
+    for i, path in enumerate(sorted((data / "subject").glob("*.png"))):
+        shutil.copy(path, root / f"IMG_{i:04}.png")
+    out = tmp_path_factory.mktemp("runs") / "nameless"
+    manner: dict[str, Any] = {"caption_fallback": "a star", "clip_skip": 2, "resolution": 32}
+    return root, trained(data, out, data_root=root, method="lora", lora_rank=4, max_steps=1, **manner)
 
 
 @pytest.fixture(scope="session")

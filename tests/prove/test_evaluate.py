@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from edkit.cli.app import app
@@ -15,6 +17,8 @@ from edkit.data.errors import BadInput, UsageError
 from edkit.nano import model_dir
 from edkit.prove.evaluate import Evaluation, evaluate
 from edkit.prove.images import requests, trained_on
+from edkit.prove.model import Manner, load, manner_of
+from edkit.prove.result import Losses
 from edkit.train.record import DATASET_FILE
 
 
@@ -94,7 +98,7 @@ def test_images_that_trained_are_left_out_where_others_are(data: Path, ruined: P
 
 def test_one_image_gives_no_verdict(data: Path, ruined: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    shutil.copy(next((data / "old/first").iterdir()), tmp_path / "one")
+    shutil.copy(next((data / "old/first").glob("*.png")), tmp_path / "one")
     with pytest.raises(BadInput, match=r"one image to try the models on, and 2 are needed"):
         evaluate("nano", ruined / "export", train=tmp_path / "one", preservation=data / "old", out=tmp_path / "p.html")
 
@@ -110,6 +114,35 @@ def test_trained_is_what_any_of_the_models_trained_on(lora: Path, elsewhere: Pat
     assert trained_on([file]) is None
     shutil.copy(lora / "export" / DATASET_FILE, tmp_path)
     assert trained_on([file]) == one
+
+
+def test_images_and_models_are_read_as_the_run_read_them(
+    data: Path, nameless: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = nameless
+    manner = manner_of(run / "export")
+    assert manner == Manner(caption_fallback="a star", clip_skip=2, resolution=32)
+
+    def measured(**more: Any) -> Losses:
+        sides = {"train": root, "preservation": data / "old", "out": tmp_path / "p.html", "num_pictures": 0}
+        return evaluate("nano", run / "export", **(sides | more)).training
+
+    found = measured()
+    assert found.whole.num_images == 6 and not found.left_out
+    assert measured(resolution=64).whole.before != found.whole.before
+    # what was measured in one manner is not taken for what would be in another
+    monkeypatch.setattr("edkit.prove.evaluate.manner_of", lambda _: replace(manner, clip_skip=1))
+    assert measured().whole.before != found.whole.before
+
+
+def test_noise_ends_pure_for_the_base_too_where_the_run_had_it_so(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model_dir(), tmp_path / "model"))
+    config = model / "scheduler/scheduler_config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(said | {"prediction_type": "v_prediction"}), encoding="utf-8")
+    last = torch.tensor([999])
+    assert float(load(model, manner=Manner()).snr(last)) > 0
+    assert float(load(model, manner=Manner(zero_terminal_snr=True)).snr(last)) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_lora_is_tried_at_the_strength_asked_for(data: Path, lora: Path, tmp_path: Path) -> None:
