@@ -318,6 +318,7 @@ class Loop:
             "data": self.data.fingerprint,
             "masks": self.data.masks_hash,
             "settings": _hash(to_toml(self.s)),
+            "optimizer_name": self.s.optimizer,
             "num_threads": torch.get_num_threads(),
             "versions": versions(),
             "time": time.time(),

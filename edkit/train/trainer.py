@@ -308,8 +308,9 @@ class Trainer:
             raise BadInput("has other weights than this model and these settings train", where=str(folder))
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
-        moments = ck.load_tensors(folder, "optimizer")
-        optimizers.load_optimizer(self.optimizer, self._names, moments, state.get("optimizer", {}))
+        if state.get("optimizer_name", self.s.optimizer) == self.s.optimizer:  # else its moments begin anew
+            moments = ck.load_tensors(folder, "optimizer")
+            optimizers.load_optimizer(self.optimizer, self._names, moments, state.get("optimizer", {}))
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:

@@ -188,6 +188,13 @@ def test_changes_that_the_checkpoint_does_not_go_with_leave_the_run_as_it_was(se
     assert train(run.settings.but(max_steps=3), resume=run.run_dir, accept_changes=True).step == 3
 
 
+def test_another_optimizer_goes_on_with_moments_of_its_own(settings: Settings) -> None:
+    run = train(settings(method="lora", lora_rank=2, max_steps=1, optimizer="lion"))
+    longer = run.settings.but(optimizer="adamw", max_steps=2)
+    assert train(longer, resume=run.run_dir, accept_changes=True).step == 2
+    assert train(longer.but(max_steps=3), resume=run.run_dir, accept_changes=True).step == 3
+
+
 def test_exports_of_saves_are_rotated(settings: Settings) -> None:
     run = train(settings(max_steps=5, save_every_steps=1, export_on_save=True, keep_exports=2))
     assert sorted(path.name for path in (run.run_dir / "exports").iterdir()) == ["step-00000003", "step-00000004"]
