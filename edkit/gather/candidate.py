@@ -34,7 +34,7 @@ class Candidate:
     phash: str = ""  # 64-bit perceptual hash, 16 lower-case hex digits (COYO's image_phash)
 
     def __post_init__(self) -> None:
-        for name in ("url", "caption", "table", "licence", "author", "page", "key"):
+        for name in ("caption", "licence", "author", "page", "key"):
             text: str = getattr(self, name)
             if not text.isprintable():
                 object.__setattr__(self, name, whole_text(text))

@@ -166,8 +166,10 @@ def read_captions(
         for row, image in enumerate(data["images"]):
             funnel.rows += 1
             image_id, name = image["id"], image["file_name"]
-            if not isinstance(name, str):
-                raise TypeError(f"file_name {name!r} is no text")
+            url = image.get("coco_url") or image.get("flickr_url") or f"coco:{name}"
+            for text in (name, url):
+                if not isinstance(text, str):
+                    raise TypeError(f"{text!r} is no text")
             # by id, so that the order of the file's lines decides nothing
             choices = [text for _, text in sorted(texts.get(image_id, [])) if text]
             if shown is not None and image_id not in shown:
@@ -179,7 +181,7 @@ def read_captions(
             pick = 0 if caption_choice == "first" else integer(len(choices), seed, "coco-caption", image_id)
             found.append(
                 Candidate(
-                    url=image.get("coco_url") or image.get("flickr_url") or f"coco:{name}",
+                    url=url,
                     caption=choices[pick],
                     table=str(path),
                     row=row,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edkit.data.errors import UsageError
-from edkit.gather.candidate import Candidate, Funnel
+from edkit.gather.candidate import Candidate, Funnel, whole_text
 from edkit.gather.rows import UNREADABLE_LINE, UNREADABLE_TEXT, Chunk, Drop, Range, Search, scan
 from edkit.gather.seen import Seen, marks_of
 from edkit.gather.tables import Table
@@ -155,7 +155,7 @@ class Batch:
         return [
             Candidate(
                 url=url,
-                caption=(caption or "").strip() or self.caption,
+                caption=whole_text(caption or "").strip() or self.caption,
                 table=self.table,
                 row=row,
                 width=width,
@@ -473,7 +473,7 @@ _BLANK_STARTS = (0xC2, 0xE1, 0xE2, 0xE3)  # first bytes of blanks beyond ASCII i
 
 
 def _is_filled(column: pa.Array) -> Mask:
-    """Which cells of a large_string column hold more than blanks."""
+    """Which cells of a large_string column hold more than blanks and control characters."""
     import numpy as np
     import pyarrow as pa
 
@@ -487,9 +487,9 @@ def _is_filled(column: pa.Array) -> Mask:
     if not len(places):
         return filled
     firsts = np.frombuffer(column.buffers()[2], np.uint8)[offsets[places]]
-    suspects = places[(firsts <= 0x20) | np.isin(firsts, _BLANK_STARTS)]
+    suspects = places[(firsts <= 0x20) | (firsts == 0x7F) | np.isin(firsts, _BLANK_STARTS)]
     for place, cell in zip(suspects.tolist(), column.take(pa.array(suspects)).to_pylist(), strict=True):
-        filled[place] = bool(cell.strip())
+        filled[place] = bool(whole_text(cell).strip())
     return filled
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edkit.data.errors import UsageError
 from edkit.gather import matches
-from edkit.gather.candidate import Candidate, Funnel
+from edkit.gather.candidate import Candidate, Funnel, whole_text
 from edkit.gather.laion import Batch, Filters, _phash, _Term, candidates
 from edkit.gather.seen import Seen, marks_of
 from edkit.gather.shuffle import shuffled
@@ -274,7 +274,7 @@ def test_marks_are_the_same_in_every_process(tmp_path: Path) -> None:
 # ---- lists
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(str.strip)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(lambda text: whole_text(text).strip())
 CANDIDATE = st.builds(
     Candidate,
     url=st.integers(0, 10**9).map(lambda n: f"http://e.org/{n}"),
