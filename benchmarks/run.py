@@ -56,7 +56,7 @@ THEMES = {
     "start": Theme(),
     "table_scan": Theme(full=("--rows", "20000000", "--rounds", "2")),
     "download": Theme(
-        runs=((), ("--dir", MEMORY), ("--images", "2000", "--bad")),
+        runs=((), ("--dir", MEMORY), ("--bad",)),
         missing=_nginx,
     ),
     "measure_speed": Theme(runs=(("--images", "24", "--rounds", "3"),), photos=True),
