@@ -8,11 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-# a busy machine is no failure
-settings.register_profile("edkit", deadline=None)
-settings.load_profile("edkit")
 
 Content = str | bytes | tuple[int, int]
 Make = Callable[[Mapping[str, Content]], Path]
