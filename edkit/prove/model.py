@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -50,11 +49,13 @@ class Manner:
 
 
 def manner_of(tuned: Path) -> Manner:
-    """The manner that stands in a model's weights; the usual one for a model from elsewhere."""
-    from edkit.train.verify import said_by
+    """The manner that stands in a model's weights; the usual one for a model from elsewhere.
 
-    said = tomllib.loads(said_by(tuned).get("edkit_settings", ""))
-    return Manner(**{field.name: said[field.name] for field in fields(Manner) if field.name in said})
+    Raises BadInput where what stands there is no run's settings.
+    """
+    from edkit.train.verify import said_by, settings_in
+
+    return Manner(**settings_in(said_by(tuned), (field.name for field in fields(Manner)), where=tuned))
 
 
 def load(base: str | Path, tuned: str | Path | None = None, *, strength: float = 1.0, manner: Manner) -> Family:

@@ -15,6 +15,7 @@ from edkit.data.errors import BadInput, StateError
 from edkit.data.progress import SILENT, Progress
 from edkit.data.sample import Options
 from edkit.train.record import DATASET_FILE, Entry, Record, entries_of, read_record
+from edkit.train.settings import SettingError, TrainSettings
 
 _LARGEST_HEADER = 1 << 27  # bytes; the safetensors format allows 100 MB
 
@@ -64,7 +65,7 @@ def verify(
     model, folders = Path(model), [Path(folders)] if isinstance(folders, str | Path) else list(folders)
     said = metadata(model)
     record = record_of(model)
-    reading = record.reading if record is not None else _reading(said)
+    reading = record.reading if record is not None else _reading(said, model)
     now = _now(folders, reading, state_dir=state_dir, progress=progress)
     same = now.root_hash == said["edkit_dataset"]
     changes = _compared(record.entries, now.entries) if record is not None else _NOTHING
@@ -136,11 +137,21 @@ def _header(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _reading(said: Mapping[str, str]) -> dict[str, Any]:
+def settings_in(said: Mapping[str, str], names: Iterable[str], *, where: Path) -> dict[str, Any]:
+    """Those of the run's settings that `said_by` tells of; BadInput where they are none."""
+    try:
+        settings = tomllib.loads(said.get("edkit_settings", ""))
+        found = {name: settings[name] for name in names if name in settings}
+        TrainSettings(data_root=".", model=".", **found)
+    except (tomllib.TOMLDecodeError, TypeError, SettingError) as error:
+        raise BadInput(f"its weights hold settings that no run has: {error}", where=str(where)) from None
+    return found
+
+
+def _reading(said: Mapping[str, str], model: Path) -> dict[str, Any]:
     """How the run read its folder, by its settings."""
-    settings = tomllib.loads(said.get("edkit_settings", ""))
     names = ("caption_fallback", "cond_dropout", "flip_p", "shuffle_tags", "keep_tags", "max_caption_length")
-    return {name: settings.get(name) for name in names}
+    return dict.fromkeys(names) | settings_in(said, names, where=model)
 
 
 def _now(folders: Sequence[Path], reading: Mapping[str, Any], *, state_dir: Path | None, progress: Progress) -> Record:

@@ -111,3 +111,15 @@ def test_what_says_nothing_is_told(trained: tuple[Path, Path], model: Path, tmp_
     list_.write_text(list_.read_text("utf-8").splitlines()[0].replace("root_hash", "x"), "utf-8")
     with pytest.raises(BadInput, match="is damaged"):
         verify(tmp_path / "mixed", photos)
+
+
+@pytest.mark.parametrize("settings", ["caption_fallback = ", 'max_caption_length = "long"', "flip_p = 7"])
+def test_settings_that_no_run_has_are_one_line(settings: str, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    file = tmp_path / "lora.safetensors"
+    said = {"edkit_dataset": "0" * 64, "edkit_settings": settings}
+    save_file({"a": torch.zeros(1)}, str(file), metadata=said)
+    with pytest.raises(BadInput, match=r"lora\.safetensors: its weights hold settings that no run has"):
+        verify(file, tmp_path)
