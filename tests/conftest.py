@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # started in a shell's background, where Ctrl-C is ignored, by every child as well: the tests that send it mean it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def swap_killed_midway(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], None]:
+    """Swaps two files of a folder, and is killed when both lie under hidden names."""
+
+    def swap(one: Path, other: Path) -> None:
+        from edkit.data import redo
+        from edkit.data.catalog import Catalog
+        from edkit.data.journal import Move, apply
+
+        run = redo._Worker.run
+
+        def killed(self: redo._Worker, phase: int) -> Iterator[int]:
+            if phase == 2:
+                raise KeyboardInterrupt
+            yield from run(self, phase)
+
+        with (
+            monkeypatch.context() as patch,
+            Catalog.open(one.parent) as catalog,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            patch.setattr(redo._Worker, "run", killed)
+            apply(catalog, [Move(one, other), Move(other, one)], verb="swap")
+
+    return swap
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from edkit.clean.files import shown
 from edkit.clean.ranking import Captions
 from edkit.data.catalog import Catalog, LedgerRow, Unreadable
 from edkit.data.errors import Problem
+from edkit.data.names import host_of
 from edkit.data.progress import SILENT, Progress
 from edkit.measure.facts import FACTS, Value
 from edkit.measure.measure import measure
@@ -130,14 +130,6 @@ def _of_row(row: LedgerRow | None, name: str) -> Value:
         return host_of(row.url or "") or None
     value = getattr(row, name)
     return None if value is None else str(value)
-
-
-def host_of(url: str) -> str:
-    """The host an address names; "" where it names none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:  # a table may hold anything
-        return ""
 
 
 def _of_caption(captions: Captions, path: Path, name: str) -> Value:

@@ -9,7 +9,6 @@ from decimal import Decimal
 from pathlib import Path
 
 from edkit.clean.dedupe import FACTS_NEEDED, Group, near_duplicates
-from edkit.clean.fields import host_of
 from edkit.clean.files import Listing
 from edkit.clean.overlap import Overlap
 from edkit.clean.usual import Word, words_by_folder
@@ -17,6 +16,7 @@ from edkit.data.catalog import Catalog, LedgerRow, Unreadable
 from edkit.data.dataset import Dataset, read
 from edkit.data.errors import MissingExtra, Problem
 from edkit.data.image import is_image
+from edkit.data.names import host_of
 from edkit.data.progress import Progress
 from edkit.data.redo import DONE
 from edkit.data.sample import caption_text

@@ -1,4 +1,4 @@
-"""Captions as file names: what a name says, what a caption may be named, and which names no person gave."""
+"""Names from outside: captions as file names, names that no person gave, paths that lead out, hosts in addresses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 MAX_NAME_CHARS = 120
 _MAX_NAME_BYTES = 200  # file systems end at 255 bytes; the number and the ending need room as well
@@ -83,6 +84,14 @@ def is_safe_path(name: str) -> bool:
     if not name or "\0" in name or name[0] in "/\\" or (len(name) > 1 and name[1] == ":"):
         return False
     return ".." not in name.replace("\\", "/").split("/")
+
+
+def host_of(url: str) -> str:
+    """The host an address names; "" where it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # a table may hold anything
+        return ""
 
 
 def is_camera_name(stem: str) -> bool:

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from edkit.data.catalog import Catalog
+from edkit.data.names import host_of
 from edkit.data.progress import Advance, Progress
 from edkit.gather.candidate import DUPLICATE, FETCHED, KEPT, SURPLUS, Candidate, Funnel
 from edkit.gather.fetch import Fetched, Fetcher, FetchSettings, Request, stage_name
@@ -46,11 +46,7 @@ class Counts:
         self.skipped[why] = self.skipped.get(why, 0) + 1
 
     def add_host(self, url: str, code: str) -> None:
-        try:
-            host = urlsplit(url).hostname or ""
-        except ValueError:
-            host = ""
-        ended = self.hosts.setdefault(host, {})
+        ended = self.hosts.setdefault(host_of(url), {})
         ended[code] = ended.get(code, 0) + 1
 
 

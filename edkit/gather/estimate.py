@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from edkit.data.catalog import Catalog
+from edkit.data.names import host_of
 from edkit.data.progress import Progress
 from edkit.data.random import unit
 from edkit.gather.candidate import FETCHED, KEPT, Candidate, Funnel
@@ -87,7 +87,7 @@ class Prober:
         finally:
             self.placer.close(finished=finished, keep_waiting=True)
         wanted = None if limit is None else max(0, limit - self.total)
-        hosts = Counter(_host(candidate.url) for candidate in drawn)
+        hosts = Counter(host_of(candidate.url) for candidate in drawn)
         return self._judge([f for _, f in good], len(fetched), latency, hosts, wanted, funnel.rows)
 
     def _draw(self, found: Iterable[list[Candidate]]) -> list[Candidate]:
@@ -170,10 +170,3 @@ class Prober:
             waits_for_host=by_host > by_all,
             seed=self.seed,
         )
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

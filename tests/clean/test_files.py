@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edkit.clean.files import Unwanted, list_images, open_catalog, set_aside
-from edkit.data import redo
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
-from edkit.data.journal import Move, Trash, apply, undo
+from edkit.data.journal import Trash, undo
 
 
 def tree(root: Path, *names: str) -> dict[str, Path]:
@@ -120,20 +119,11 @@ def test_looking_keeps_facts_where_there_is_a_state(tmp_path: Path) -> None:
         assert catalog.writable
 
 
-def test_a_dry_run_finishes_nothing_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_finishes_nothing_that_was_interrupted(
+    tmp_path: Path, swap_killed_midway: Callable[[Path, Path], None]
+) -> None:
     at = tree(tmp_path, "a.jpg", "b.jpg")
-    run = redo._Worker.run
-
-    def killed(self: redo._Worker, phase: int) -> Iterator[int]:
-        if phase == 2:
-            raise KeyboardInterrupt
-        yield from run(self, phase)
-
-    monkeypatch.setattr(redo._Worker, "run", killed)
-    swap = [Move(at["a.jpg"], at["b.jpg"]), Move(at["b.jpg"], at["a.jpg"])]
-    with Catalog.open(tmp_path) as catalog, pytest.raises(KeyboardInterrupt):
-        apply(catalog, swap, verb="swap")
-    monkeypatch.undo()
+    swap_killed_midway(at["a.jpg"], at["b.jpg"])
     before = names(tmp_path)
     with pytest.raises(BadInput, match=r"operation 1 \(swap\) is under way.*edkit check"):
         open_catalog(tmp_path, state_dir=None, changes=False, command="dedupe")

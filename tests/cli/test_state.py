@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edkit.cli.app import app
-from edkit.data import redo
 from edkit.data.catalog import Catalog
 from edkit.data.errors import BadInput, UsageError
 from edkit.data.journal import Move, Trash, apply
@@ -89,22 +88,12 @@ def test_a_folder_without_a_state_has_no_history_and_gets_none(tmp_path: Path) -
 
 
 def test_no_command_counts_a_part_of_a_set_that_is_in_the_midst_of_a_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, swap_killed_midway: Callable[[Path, Path], None]
 ) -> None:
     pair = [tmp_path / f"a {name}_1.png" for name in ("dog", "cat")]
     for path in pair:
         Image.new("RGB", (64, 64), "red").save(path)
-    run = redo._Worker.run
-
-    def killed(self: redo._Worker, phase: int) -> Iterator[int]:
-        if phase == 2:
-            raise KeyboardInterrupt
-        yield from run(self, phase)
-
-    monkeypatch.setattr(redo._Worker, "run", killed)
-    with Catalog.open(tmp_path) as catalog, pytest.raises(KeyboardInterrupt):
-        apply(catalog, [Move(*pair), Move(*reversed(pair))], verb="swap")
-    monkeypatch.undo()
+    swap_killed_midway(pair[0], pair[1])
     plan = [
         "plan",
         "--state-dir",
